@@ -59,6 +59,10 @@ class ExportError(TrtVitError):
     """An ONNX export that failed or that disagrees with the model it came from."""
 
 
+class EngineError(TrtVitError):
+    """An engine that cannot be built, or that disagrees with its reference."""
+
+
 class EnvironmentFault(TrtVitError):
     """A package, driver or device that is missing or does not work."""
 

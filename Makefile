@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up everything they need in .venv, from nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint install format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[export]'
+	touch $@
+
+demo: install
+	$(BIN)/trt-vit build-engine engines/vit-cifar10-fp32.yaml
+	$(BIN)/trt-vit classify engines/built/vit-cifar10-fp32 --pipeline pipelines/cifar10-samples.yaml
+	$(BIN)/python examples/top1_by_folder.py build/demo/predictions.jsonl
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n auto
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist engines/built .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,82 @@
+"""The command line: one module per command, each of which parses, calls and prints."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from trt_vit import __version__
+from trt_vit.cli.build_engine import build_engine
+from trt_vit.cli.classify import classify
+from trt_vit.cli.doctor import doctor
+from trt_vit.cli.export import export
+from trt_vit.cli.inspect import inspect
+from trt_vit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, TrtVitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(
+    help="Turn a Vision Transformer into an inference engine, and classify directories of images with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(doctor)
+app.command()(export)
+app.command("build-engine")(build_engine)
+app.command()(classify)
+app.command()(inspect)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - a callback of Typer's
+    if wanted:
+        typer.echo(f"trt-vit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(  # noqa: ARG001 - its callback does the work
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, on its way up: not an Exception, so that only ``main`` ends it."""
+
+
+def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. Errors meant for a person become one line on standard error."""
+    try:
+        code = app(list(arguments), prog_name="trt-vit", standalone_mode=False)
+    except TrtVitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.TyperException as error:
+        print(f"error: {' '.join(error.format_message().split())} (see trt-vit --help)", file=sys.stderr)
+        return error.exit_code
+    if code == EXIT_INTERRUPTED:
+        print("error: interrupted (run the command again)", file=sys.stderr)
+    return code or EXIT_OK
+
+
+def main() -> NoReturn:
+    """Run the command that the process was started with."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        code = run(sys.argv[1:])
+    except _TerminatedError:
+        print("error: terminated (run the command again)", file=sys.stderr)
+        code = EXIT_TERMINATED
+    sys.exit(code)

@@ -1,0 +1,40 @@
+"""What the commands share about printing: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document, the only thing a command with ``--json`` prints on standard output."""
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print names and values in two columns; a nested mapping is indented under its name."""
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            print(name)
+            for key, item in value.items():
+                print(f"  {key}: {_plain(item)}")
+        else:
+            print(f"{name.ljust(width)}  {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def note(text: str) -> None:
+    """Tell a person something that is not the result."""
+    print(text, file=sys.stderr, flush=True)

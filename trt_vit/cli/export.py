@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from typing import Annotated
+
+import typer
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Hugging Face id, a checkpoint directory or an .onnx file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a Hugging Face id.")] = None,
+    preprocessor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A preprocessor_config.json to use in place of SOURCE's.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file, one label a line, to use in place of SOURCE's.")
+    ] = None,
+) -> None:
+    """Export a checkpoint to ONNX, checked against torch, with its preprocessing and labels inside."""
+    from trt_vit.checkpoint.load import to_onnx
+    from trt_vit.cli.console import note
+
+    exported = to_onnx(source, output, revision=revision, preprocessor=preprocessor, labels=labels)
+    difference = exported.max_abs_difference
+    checked = "" if difference is None else f", at most {difference:.1e} from torch"
+    note(f"wrote {output}: {exported.classes} classes, opset {exported.opset}{checked}")

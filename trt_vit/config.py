@@ -1,0 +1,241 @@
+"""Settings of each command, and the one rule of where they come from.
+
+A flag wins over an environment variable ``TRT_VIT_<KEY>``, that over a recipe, that over ``config.yaml``, that over the
+default. A key that means nothing is an error wherever it stands: a typo must not silently run with a default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from trt_vit.engine.manifest import BatchProfile, Precision, RuntimeName
+from trt_vit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG_FILE = "config.yaml"
+_PREFIX = "TRT_VIT_"
+_CONFIG_VARIABLE = "TRT_VIT_CONFIG"
+
+
+def _parse_profile(value: object) -> object:
+    """Read a batch profile from ``MIN,OPT,MAX``, or from a list of the three."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        return value
+    if len(parts) != len(BatchProfile.model_fields):
+        raise ValueError(f"a batch profile is MIN,OPT,MAX, got {value!r}")
+    return dict(zip(BatchProfile.model_fields, parts, strict=True))
+
+
+class Settings(BaseModel):
+    """Base of the settings of a command.
+
+    Attributes:
+        section: Name of the command's section in config.yaml.
+        paths: Keys whose values are paths; in a file they are relative to that file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str]
+    paths: ClassVar[frozenset[str]]
+
+
+class BuildSettings(Settings):
+    """Settings of ``trt-vit build-engine``; an engine recipe holds the same keys.
+
+    Attributes:
+        source: Checkpoint directory, .onnx file or Hugging Face id. In a recipe, a path starts with ``./``, ``../``,
+            ``/`` or ``~``; anything else is an id.
+        revision: Commit, tag or branch of a Hugging Face id.
+        output: Directory of the bundle; engines/built/<source>-<precision>-<runtime> where it is not given.
+        precision: Precision of the engine.
+        runtime: Runtime the engine is for; ``auto`` is the best one that is installed.
+        batch: Batch sizes the engine is for: smallest, usual, largest.
+        preprocessor: A preprocessor_config.json to use in place of the checkpoint's own.
+        labels: A text file with one label a line, to use in place of the checkpoint's own.
+    """
+
+    section = "build"
+    paths = frozenset({"source", "output", "preprocessor", "labels"})
+
+    source: str
+    revision: str | None = None
+    output: Path | None = None
+    precision: Precision = "fp32"
+    runtime: Literal["auto"] | RuntimeName = "auto"
+    batch: Annotated[BatchProfile, BeforeValidator(_parse_profile)] = BatchProfile(min=1, opt=8, max=32)
+    preprocessor: Path | None = None
+    labels: Path | None = None
+
+
+class ClassifySettings(Settings):
+    """Settings of ``trt-vit classify``; a pipeline recipe holds the same keys.
+
+    Attributes:
+        inputs: Images, directories, text lists or globs.
+        output: File of the results: .jsonl, .csv or .parquet.
+        top_k: Labels an image; capped at the number of classes.
+        batch_size: Images a batch; the bundle's usual batch size where it is not given.
+        lanes: Batches in flight; the runtime's own choice where it is not given.
+        decode_threads: Threads that read, decode and preprocess; one a core where it is not given.
+        max_failures: Failed images above which the command ends with exit code 3; any number is fine where not given.
+    """
+
+    section = "classify"
+    paths = frozenset({"inputs", "output"})
+
+    inputs: Annotated[list[str], Field(min_length=1)]
+    output: Path
+    top_k: PositiveInt = 5
+    batch_size: PositiveInt | None = None
+    lanes: PositiveInt | None = None
+    decode_threads: PositiveInt | None = None
+    max_failures: NonNegativeInt | None = None
+
+
+_SECTIONS: tuple[type[Settings], ...] = (BuildSettings, ClassifySettings)
+_S = TypeVar("_S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Settings from one place, and how that place names a key in a message."""
+
+    values: Mapping[str, Any]
+    where: str
+    spelling: str = "{}"
+
+
+def resolve(
+    settings: type[_S],
+    flags: Mapping[str, Any],
+    *,
+    recipe: Path | None = None,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> _S:
+    """Return a command's settings from all the places they can come from.
+
+    Args:
+        settings: Which command's settings.
+        flags: Values given on the command line; None for a flag that was not.
+        recipe: A recipe file, if one was given.
+        config: The config file, or None for the one TRT_VIT_CONFIG names, or ./config.yaml where there is one.
+        environment: Environment variables; the process's own where not given.
+
+    Raises:
+        UsageError: A file cannot be read, a key means nothing, or a value does not fit; the message names its place.
+    """
+    variables = os.environ if environment is None else environment
+    layers = [
+        _Layer({key: value for key, value in flags.items() if value is not None}, "command line", "--{}"),
+        _environment_layer(settings, variables),
+        _recipe_layer(settings, recipe),
+        _config_layer(settings, config, variables),
+    ]
+    merged: dict[str, Any] = {}
+    origin: dict[str, _Layer] = {}
+    for layer in reversed(layers):
+        for key, value in layer.values.items():
+            merged[key], origin[key] = value, layer
+    try:
+        return settings.model_validate(merged)
+    except ValidationError as error:
+        raise _usage_error(error, origin) from error
+
+
+def _usage_error(error: ValidationError, origin: Mapping[str, _Layer]) -> UsageError:
+    detail = error.errors(include_url=False)[0]
+    key = str(detail["loc"][0])
+    layer = origin.get(key)
+    if layer is None:
+        spelled = key.upper() if key in {"inputs", "source"} else f"--{key}"
+        return UsageError(f"{spelled} is missing", hint="give it on the command line or in a recipe")
+    name = layer.spelling.format(key.replace("_", "-") if layer.spelling == "--{}" else key)
+    message = f"{layer.where}: {name}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
+    return UsageError(message, hint="see trt-vit COMMAND --help for the values it takes")
+
+
+def _environment_layer(settings: type[Settings], variables: Mapping[str, str]) -> _Layer:
+    known = {f"{_PREFIX}{key.upper()}": key for section in _SECTIONS for key in section.model_fields}
+    values: dict[str, str] = {}
+    for variable, value in variables.items():
+        if not variable.startswith(_PREFIX) or variable == _CONFIG_VARIABLE:
+            continue
+        if variable not in known:
+            message = f"environment variable {variable} means nothing"
+            raise UsageError(message, hint=_suggest(variable, [*known, _CONFIG_VARIABLE]))
+        if known[variable] in settings.model_fields:
+            values[known[variable]] = value
+    return _Layer(values, "environment", f"{_PREFIX}{{}}")
+
+
+def _recipe_layer(settings: type[Settings], recipe: Path | None) -> _Layer:
+    if recipe is None:
+        return _Layer({}, "recipe")
+    values = _read_yaml(recipe)
+    _refuse_unknown(values, settings.model_fields, recipe)
+    return _Layer(_resolve_paths(settings, values, recipe.parent), str(recipe))
+
+
+def _config_layer(settings: type[Settings], config: Path | None, variables: Mapping[str, str]) -> _Layer:
+    if config is None and _CONFIG_VARIABLE in variables:
+        config = Path(variables[_CONFIG_VARIABLE])
+    if config is None and not Path(CONFIG_FILE).is_file():
+        return _Layer({}, CONFIG_FILE)
+    file = config or Path(CONFIG_FILE)
+    document = _read_yaml(file)
+    _refuse_unknown(document, [section.section for section in _SECTIONS], file)
+    for section in _SECTIONS:
+        values = document.get(section.section) or {}
+        if not isinstance(values, dict):
+            raise UsageError(f"{file}: {section.section} is not a mapping", hint="write its keys as `key: value` lines")
+        _refuse_unknown(values, section.model_fields, file, f"{section.section}.")
+    values = document.get(settings.section) or {}
+    return _Layer(_resolve_paths(settings, values, file.parent), str(file), f"{settings.section}.{{}}")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", hint="check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = f"{file} is not YAML: {' '.join(str(error).split())}"
+        raise UsageError(message, hint="correct the file") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"{file} is not a mapping of keys to values", hint="write it as `key: value` lines")
+    return {str(key): value for key, value in document.items()}
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Any, file: Path, prefix: str = "") -> None:
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{file}: key {prefix}{key} means nothing", hint=_suggest(key, list(known)))
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def _resolve_paths(settings: type[Settings], values: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    def resolved(key: str, value: Any) -> Any:
+        if key not in settings.paths or not isinstance(value, str):
+            return [resolved(key, item) for item in value] if key in settings.paths and isinstance(value, list) else value
+        if key == "source" and not value.startswith(("./", "../", "/", "~")):
+            return value
+        return str(base / Path(value).expanduser())
+
+    return {key: resolved(key, value) for key, value in values.items()}

@@ -1,0 +1,190 @@
+"""The bundle: the directory in which the build flow leaves an engine and the run flow finds it.
+
+An engine is native code, or becomes it, so nothing in a bundle is used before its bytes have been compared with the
+manifest's digest: ``Bundle.read`` hashes the very bytes that it returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
+
+from trt_vit.engine.manifest import FORMAT, FileRecord, Manifest
+from trt_vit.errors import ArtifactError, OutputError, UsageError
+from trt_vit.images.preprocessing import Preprocessing
+from trt_vit.runtime.protocol import EngineFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANIFEST = "manifest.json"
+PREPROCESSING = "preprocessing.json"
+LABELS = "labels.json"
+_MANIFEST_LIMIT = 16 * 2**20
+_REBUILD = "build it again with trt-vit build-engine"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Opening reads only the manifest; ``read`` and the properties verify what they return.
+
+    Attributes:
+        path: The bundle's directory.
+        manifest: Its manifest.
+        sha256: Digest of the manifest's bytes. It covers every file's digest, so it names the bundle's whole content.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Open the bundle at ``path``.
+
+        Raises:
+            UsageError: There is no such directory.
+            ArtifactError: It is not a bundle, or one of another format.
+        """
+        if not path.exists():
+            raise UsageError(f"no bundle at {path}", hint="build one with trt-vit build-engine SOURCE -o BUNDLE")
+        file = path / MANIFEST
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(_MANIFEST_LIMIT + 1)
+        except OSError as error:
+            raise ArtifactError(f"{path} is not a bundle: {MANIFEST}: {error.strerror}", hint=_REBUILD) from error
+        return cls(path, _parse_manifest(file, data), hashlib.sha256(data).hexdigest())
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file of the bundle, compared with the manifest.
+
+        Raises:
+            ArtifactError: The file is missing, unknown to the manifest, or not what was built.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise ArtifactError(f"{self.path}: the manifest lists no {name}", hint=_REBUILD)
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self.path / name}: {error.strerror}", hint=_REBUILD) from error
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            message = f"{self.path / name} is not what the manifest says was built (its sha256 differs)"
+            raise ArtifactError(message, hint=f"do not use it; {_REBUILD}")
+        return data
+
+    def engine_files(self) -> EngineFiles:
+        """Return what a runtime needs of this bundle."""
+        return EngineFiles(self.path, self.manifest.precision, self.manifest.model, self.read)
+
+    def verify(self) -> None:
+        """Read every file and compare it with the manifest.
+
+        Raises:
+            ArtifactError: As for ``read``.
+        """
+        for name in self.manifest.files:
+            self.read(name)
+
+    def preprocessing(self) -> Preprocessing:
+        """Return the preprocessing that the checkpoint was trained with."""
+        try:
+            return Preprocessing.model_validate_json(self.read(PREPROCESSING))
+        except ValidationError as error:
+            raise ArtifactError(f"{self.path / PREPROCESSING}: {_first(error)}", hint=_REBUILD) from error
+
+    def labels(self) -> tuple[str, ...]:
+        """Return the label of each class, by index."""
+        try:
+            labels = TypeAdapter(tuple[str, ...]).validate_json(self.read(LABELS))
+        except ValidationError as error:
+            raise ArtifactError(f"{self.path / LABELS}: {_first(error)}", hint=_REBUILD) from error
+        if len(labels) != self.manifest.model.classes:
+            message = f"{self.path / LABELS} has {len(labels)} labels for {self.manifest.model.classes} classes"
+            raise ArtifactError(message, hint=_REBUILD)
+        return labels
+
+
+def _parse_manifest(file: Path, data: bytes) -> Manifest:
+    if len(data) > _MANIFEST_LIMIT:
+        raise ArtifactError(f"{file} is larger than {_MANIFEST_LIMIT} bytes", hint=_REBUILD)
+    try:
+        document = json.loads(data)
+        if isinstance(document, dict) and document.get("format") != FORMAT:
+            message = f"{file} has format {document.get('format')!r}; this version reads format {FORMAT}"
+            raise ArtifactError(message, hint=_REBUILD)
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        raise ArtifactError(f"{file} is not a manifest: {_first(error)}", hint=_REBUILD) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file} is not JSON: {error}", hint=_REBUILD) from error
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in detail['loc']) or 'document'}: {detail['msg']}"
+
+
+def record(file: Path) -> FileRecord:
+    """Return the digest and size of a file, read in pieces."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return FileRecord(sha256=digest.hexdigest(), bytes=stream.tell())
+
+
+@contextmanager
+def new_bundle(path: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, and put it at ``path`` when the block ends without an error.
+
+    The directory lies beside ``path``, so the last step is a rename: a bundle is there whole or not at all. A bundle
+    that was there before stays until then.
+
+    Raises:
+        OutputError: ``path`` holds something that is not a bundle, or cannot be written.
+    """
+    _refuse_foreign(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        message = f"cannot write a bundle to {path}: {error.strerror}"
+        raise OutputError(message, hint="choose a directory you can write to with -o") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        _replace_directory(work, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        raise OutputError(f"{path} exists and is not a bundle", hint="choose another directory with -o")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        message = f"{path} is a directory with other files in it"
+        raise OutputError(message, hint="choose a new directory or an earlier bundle with -o")
+
+
+def _replace_directory(new: Path, path: Path) -> None:
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        os.replace(path, old)
+        os.replace(new, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, path)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest`` into ``directory``, the last file of a bundle."""
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,45 @@
+"""A bundle in the words of the command line's contract: what ``inspect`` and ``build-engine`` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trt_vit.engine.bundle import Bundle
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Return the facts of a bundle, from its manifest and its preprocessing.
+
+    Raises:
+        ArtifactError: The preprocessing or the labels are not what was built.
+    """
+    manifest = bundle.manifest
+    engine = manifest.engine
+    own_files = {name: file.bytes for name, file in manifest.files.items() if name.startswith("engine.")}
+    return {
+        "bundle": str(bundle.path),
+        "runtime": manifest.runtime,
+        "precision": manifest.precision,
+        "int8_coverage": engine.int8_coverage,
+        "engine_bytes": sum(own_files.values()),
+        "weights_bytes": engine.weights_bytes,
+        "engine_layers": engine.layers,
+        "fused_attention": engine.fused_attention,
+        "batch": [manifest.batch.min, manifest.batch.opt, manifest.batch.max],
+        "sha256": bundle.sha256,
+        "image_size": [manifest.model.height, manifest.model.width],
+        "classes": manifest.model.classes,
+        "labels": list(bundle.labels()[:5]),
+        "preprocessing": bundle.preprocessing().model_dump(mode="json"),
+        "checkpoint": manifest.checkpoint.model_dump(mode="json"),
+        "export": manifest.export.model_dump(mode="json"),
+        "against_fp32": {
+            "agreement": engine.agreement,
+            "cosine": engine.cosine,
+            "max_abs_difference": engine.max_abs_difference,
+        },
+        "files": {name: file.sha256 for name, file in manifest.files.items()},
+        "versions": manifest.versions,
+        "created": manifest.created,
+    }

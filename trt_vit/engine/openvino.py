@@ -1,0 +1,30 @@
+"""ONNX to an OpenVINO engine: its intermediate representation, a graph and its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trt_vit.errors import EngineError
+from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, failure_reason, import_openvino
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_engine(onnx: Path, directory: Path) -> tuple[str, ...]:
+    """Convert the model and write the engine's files into ``directory``; return their names.
+
+    Weights keep the precision they have in the ONNX: OpenVINO would otherwise round them to fp16 on disk.
+
+    Raises:
+        EnvironmentFault: OpenVINO is missing.
+        EngineError: OpenVINO cannot convert the model.
+    """
+    openvino = import_openvino()
+    try:
+        model = openvino.Core().read_model(str(onnx))
+        openvino.save_model(model, str(directory / ENGINE_GRAPH), compress_to_fp16=False)
+    except RuntimeError as error:
+        message = f"OpenVINO cannot convert the model: {failure_reason(error)}"
+        raise EngineError(message, hint="build for --runtime onnxruntime, or export with another opset") from error
+    return ENGINE_GRAPH, ENGINE_WEIGHTS

@@ -1,0 +1,76 @@
+"""The stages of the run flow, and the seconds each of them was busy."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trt_vit.errors import ImageError
+from trt_vit.images.decode import decode, read_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trt_vit.images.preprocess import Preprocessor
+
+STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
+
+
+@dataclass
+class StageSeconds:
+    """Seconds that each stage was busy, summed over the threads that ran it.
+
+    One belongs to one task at a time; ``add`` merges it into another when the task is done.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        """Count the block's time as ``stage``'s, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def add(self, other: StageSeconds) -> None:
+        """Add another task's seconds to these."""
+        for stage, value in other.seconds.items():
+            self.seconds[stage] += value
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """What became of one image on its way into a batch: an error, or None and its pixels are in place."""
+
+    error: str | None
+    seconds: StageSeconds
+
+
+def load_image(path: str, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
+    """Read, decode and preprocess one image into its place in a batch.
+
+    This is the per-image boundary: an image that cannot be used is an error of its own row.
+
+    Args:
+        path: The image.
+        preprocessor: The checkpoint's preprocessing.
+        out: Where the pixels go, float32 [3, height, width]. Left in an undefined state by an error.
+    """
+    seconds = StageSeconds()
+    try:
+        with seconds.timing("read"):
+            data = read_image(path)
+        with seconds.timing("decode"):
+            pixels = decode(data)
+        with seconds.timing("preprocess"):
+            preprocessor(pixels, out)
+    except ImageError as error:
+        return LoadedImage(str(error), seconds)
+    return LoadedImage(None, seconds)

@@ -1,0 +1,129 @@
+"""ONNX Runtime: the reference on a CPU, and the way onto an NVIDIA GPU where there is no TensorRT."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trt_vit.errors import ArtifactError, EnvironmentFault
+from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trt_vit.engine.manifest import Precision
+
+ENGINE = "engine.onnx"
+
+
+_OPTIMIZED = "optimized.onnx"
+_ATTENTION_NODES = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention")
+
+
+class OnnxRuntimeRuntime:
+    """A session shared by all lanes: ONNX Runtime allows concurrent runs of one session."""
+
+    inference_precision: Precision = "fp32"
+
+    def __init__(self, engine: EngineFiles, options: RuntimeOptions) -> None:
+        """Load the engine, on a GPU where ONNX Runtime has its CUDA provider and finds one.
+
+        Raises:
+            EnvironmentFault: ONNX Runtime is missing.
+            ArtifactError: The engine was changed, or ONNX Runtime cannot read it.
+        """
+        threads = options.threads or usable_cores()
+        lanes = options.lanes or 1
+        self.batch_size = options.batch_size
+        self._engine = engine.read(ENGINE)
+        self._session = open_session(self._engine, threads=max(1, threads // lanes))
+        self.lanes = [OnnxRuntimeLane(self._session, engine.model.input_name) for _ in range(lanes)]
+
+    def statistics(self) -> EngineStatistics:
+        """Count the nodes of the graph as ONNX Runtime has optimised it."""
+        import onnx  # noqa: PLC0415 - only a build asks for this
+
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, _OPTIMIZED)
+            open_session(self._engine, threads=1, optimized=path)
+            nodes = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+        attention = sum(nodes[kind] for kind in _ATTENTION_NODES)
+        return EngineStatistics(layers=nodes.total(), fused_attention=attention)
+
+
+class OnnxRuntimeLane:
+    """One caller of the shared session."""
+
+    def __init__(self, session: Any, input_name: str) -> None:
+        self._session = session
+        self._input_name = input_name
+
+    def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run one batch; see ``Lane.infer``."""
+        try:
+            (logits,) = self._session.run(None, {self._input_name: pixels})
+        except Exception as error:
+            if not _raised_by_onnxruntime(error):
+                raise
+            message = f"ONNX Runtime failed on a batch of {len(pixels)}: {first_line(error)}"
+            raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
+        return np.asarray(logits, dtype=np.float32)
+
+
+def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None = None) -> Any:
+    """Open an ONNX Runtime session on a model, given as its bytes or its file.
+
+    Args:
+        engine: The model.
+        threads: Threads that one run may use.
+        optimized: Where ONNX Runtime leaves the graph that it made of the model, if anywhere.
+
+    Raises:
+        EnvironmentFault: ONNX Runtime is missing.
+        ArtifactError: It cannot read the model.
+    """
+    onnxruntime = _import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    source = engine if isinstance(engine, bytes) else str(engine)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=providers())
+    except Exception as error:
+        if not _raised_by_onnxruntime(error):
+            raise
+        message = f"ONNX Runtime cannot load the model: {first_line(error)}"
+        raise ArtifactError(message, hint="build the bundle again with this version of ONNX Runtime") from error
+
+
+def providers() -> list[str]:
+    """Return the execution providers to try in order: CUDA where this ONNX Runtime has it, then the CPU."""
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    available = _import_onnxruntime().get_available_providers()
+    return [provider for provider in wanted if provider in available]
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 - late, so that importing trt_vit stays light
+    except ImportError as error:
+        message = f"ONNX Runtime cannot be imported: {error}"
+        raise EnvironmentFault(message, hint="pip install onnxruntime, or onnxruntime-gpu for a GPU") from error
+    return onnxruntime
+
+
+def _raised_by_onnxruntime(error: Exception) -> bool:
+    """ONNX Runtime's exceptions share no base class of their own, only the module they come from."""
+    return type(error).__module__.startswith("onnxruntime.")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,137 @@
+"""OpenVINO: the default on a machine without a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from trt_vit.engine.manifest import Precision
+from trt_vit.errors import ArtifactError, EnvironmentFault
+from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ENGINE_GRAPH = "engine.xml"
+ENGINE_WEIGHTS = "engine.bin"
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+_ATTENTION_LAYERS = ("ScaledDotProductAttention", "MHA")
+_NOT_EXECUTED = ("Input", "Output", "Const", "Result", "Parameter")
+
+
+class OpenVinoRuntime:
+    """An engine compiled for the CPU with one inference request a lane.
+
+    The batch dimension is fixed when the engine is loaded, because OpenVINO then plans memory and kernels for that
+    shape; a smaller last batch is padded inside the lane.
+    """
+
+    def __init__(self, engine: EngineFiles, options: RuntimeOptions) -> None:
+        """Compile the engine.
+
+        Raises:
+            EnvironmentFault: OpenVINO is missing.
+            ArtifactError: A file of the bundle was changed, or OpenVINO cannot read it.
+        """
+        openvino = import_openvino()
+        threads = options.threads or usable_cores()
+        requests = options.lanes or default_lanes(threads)
+        self.batch_size = options.batch_size
+        self._shape = (options.batch_size, 3, engine.model.height, engine.model.width)
+        core = openvino.Core()
+        weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[engine.precision],
+            "NUM_STREAMS": requests,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+        }
+        try:
+            model = core.read_model(engine.read(ENGINE_GRAPH), weights)
+            model.reshape({0: list(self._shape)})
+            self._compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            message = f"OpenVINO cannot load {engine.path}: {failure_reason(error)}"
+            raise ArtifactError(message, hint="build the bundle again with this version of OpenVINO") from error
+        self.lanes = [OpenVinoLane(self._compiled, self._shape) for _ in range(requests)]
+
+    @property
+    def inference_precision(self) -> Precision:
+        """Precision OpenVINO chose: fp32 where bf16 was asked for and the CPU has no bf16 instructions."""
+        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return "bf16" if hint == "bf16" else "fp32"
+
+    def statistics(self) -> EngineStatistics:
+        """Count the layers of the graph that OpenVINO executes, from its own report."""
+        kinds = [str(op.get_rt_info()["layerType"].astype(str)) for op in self._compiled.get_runtime_model().get_ops()]
+        executed = [kind for kind in kinds if kind not in _NOT_EXECUTED]
+        attention = sum(kind in _ATTENTION_LAYERS for kind in executed)
+        return EngineStatistics(layers=len(executed), fused_attention=attention)
+
+
+class OpenVinoLane:
+    """One inference request. The input array is read in place, not copied."""
+
+    def __init__(self, compiled: Any, shape: tuple[int, int, int, int]) -> None:
+        self._request = compiled.create_infer_request()
+        self._tensor = import_openvino().Tensor
+        self._shape = shape
+        self._padded: NDArray[np.float32] | None = None
+
+    def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run one batch; see ``Lane.infer``."""
+        count = len(pixels)
+        full = pixels if count == self._shape[0] else self._pad(pixels)
+        try:
+            # start_async and wait, rather than infer: the request then runs on its own stream's threads, and the
+            # waiting thread holds neither a core nor the interpreter lock.
+            self._request.set_input_tensor(self._tensor(full, shared_memory=True))
+            self._request.start_async()
+            self._request.wait()
+        except RuntimeError as error:
+            message = f"OpenVINO failed on a batch of {count}: {failure_reason(error)}"
+            raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
+        return np.array(self._request.get_output_tensor(0).data[:count])
+
+    def _pad(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._padded is None:
+            self._padded = np.zeros(self._shape, dtype=np.float32)
+        self._padded[: len(pixels)] = pixels
+        return self._padded
+
+
+def default_lanes(threads: int) -> int:
+    """Return how many requests keep ``threads`` cores busy: one a core up to four cores, then one for two cores.
+
+    On few cores a request of its own for each core beats sharing one (no synchronisation inside a layer); on many, that
+    would hold more activations in flight than the caches do.
+    """
+    return threads if threads <= 4 else max(4, threads // 2)  # noqa: PLR2004
+
+
+def supports_bf16() -> bool:
+    """Tell whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
+    return "BF16" in cast("list[str]", import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO, or say that it is missing.
+
+    Raises:
+        EnvironmentFault: It is.
+    """
+    try:
+        import openvino  # noqa: PLC0415 - late, so that importing trt_vit stays light
+    except ImportError as error:
+        message = f"OpenVINO cannot be imported: {error}"
+        raise EnvironmentFault(message, hint="pip install openvino, or build for --runtime onnxruntime") from error
+    return openvino
+
+
+def failure_reason(error: RuntimeError) -> str:
+    """Return the last line of OpenVINO's message: the lines before it name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,106 @@
+"""What every runtime offers the run flow, whichever library or device is below.
+
+A runtime holds one loaded engine. A lane is one independent way through it: it owns all that one batch in flight needs
+(on a CPU an inference request), so that as many batches run at once as there are lanes. A lane belongs to one thread at
+a time; different lanes may be used by different threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trt_vit.engine.manifest import ModelRecord, Precision
+
+
+class Lane(Protocol):
+    """One batch in flight."""
+
+    def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run one batch and wait for it.
+
+        Args:
+            pixels: Preprocessed images, [n, 3, height, width] with 1 <= n <= the runtime's ``batch_size``, C-contiguous.
+
+        Returns:
+            Logits, [n, classes]. They stay valid while the caller holds them.
+
+        Raises:
+            EnvironmentFault: The library or device failed.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """One loaded engine and its lanes."""
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """The lanes, as many as were asked for."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Largest number of images a lane takes at once."""
+        ...
+
+    @property
+    def inference_precision(self) -> Precision:
+        """Precision the arithmetic runs in on this machine, which may be wider than the bundle's."""
+        ...
+
+    def statistics(self) -> EngineStatistics:
+        """Tell what the library made of the engine."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """What the library made of an engine when it loaded it.
+
+    Attributes:
+        layers: Layers executed for one batch, after fusion.
+        fused_attention: How many of them are whole attentions.
+    """
+
+    layers: int
+    fused_attention: int
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How an engine is loaded.
+
+    Attributes:
+        batch_size: Largest number of images a lane is given at once.
+        lanes: Batches in flight, or None for the runtime's own choice on this machine.
+        threads: CPU threads shared by all lanes, or None for every core this process may use.
+    """
+
+    batch_size: int
+    lanes: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """An engine on its way into a runtime.
+
+    Attributes:
+        path: The directory it lies in, for messages.
+        precision: Precision it was built for.
+        model: Its interface.
+        read: Returns the bytes of one of its files, already compared with what was built.
+    """
+
+    path: Path
+    precision: Precision
+    model: ModelRecord
+    read: Callable[[str], bytes]
