@@ -19,7 +19,7 @@ from trt_vit.engine.manifest import BatchProfile, Precision, RuntimeName
 from trt_vit.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
@@ -112,7 +112,7 @@ class _Layer:
 
     values: Mapping[str, Any]
     where: str
-    spelling: str = "{}"
+    spell: Callable[[str], str] = str
 
 
 def resolve(
@@ -137,7 +137,7 @@ def resolve(
     """
     variables = os.environ if environment is None else environment
     layers = [
-        _Layer({key: value for key, value in flags.items() if value is not None}, "command line", "--{}"),
+        _Layer({key: value for key, value in flags.items() if value is not None}, "command line", _flag),
         _environment_layer(settings, variables),
         _recipe_layer(settings, recipe),
         _config_layer(settings, config, variables),
@@ -153,20 +153,27 @@ def resolve(
         raise _usage_error(error, origin) from error
 
 
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _variable(key: str) -> str:
+    return f"{_PREFIX}{key.upper()}"
+
+
 def _usage_error(error: ValidationError, origin: Mapping[str, _Layer]) -> UsageError:
     detail = error.errors(include_url=False)[0]
     key = str(detail["loc"][0])
     layer = origin.get(key)
     if layer is None:
-        spelled = key.upper() if key in {"inputs", "source"} else f"--{key}"
+        spelled = key.upper() if key in {"inputs", "source"} else _flag(key)
         return UsageError(f"{spelled} is missing", hint="give it on the command line or in a recipe")
-    name = layer.spelling.format(key.replace("_", "-") if layer.spelling == "--{}" else key)
-    message = f"{layer.where}: {name}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
+    message = f"{layer.where}: {layer.spell(key)}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
     return UsageError(message, hint="see trt-vit COMMAND --help for the values it takes")
 
 
 def _environment_layer(settings: type[Settings], variables: Mapping[str, str]) -> _Layer:
-    known = {f"{_PREFIX}{key.upper()}": key for section in _SECTIONS for key in section.model_fields}
+    known = {_variable(key): key for section in _SECTIONS for key in section.model_fields}
     values: dict[str, str] = {}
     for variable, value in variables.items():
         if not variable.startswith(_PREFIX) or variable == _CONFIG_VARIABLE:
@@ -176,7 +183,7 @@ def _environment_layer(settings: type[Settings], variables: Mapping[str, str]) -
             raise UsageError(message, hint=_suggest(variable, [*known, _CONFIG_VARIABLE]))
         if known[variable] in settings.model_fields:
             values[known[variable]] = value
-    return _Layer(values, "environment", f"{_PREFIX}{{}}")
+    return _Layer(values, "environment", _variable)
 
 
 def _recipe_layer(settings: type[Settings], recipe: Path | None) -> _Layer:
@@ -201,7 +208,7 @@ def _config_layer(settings: type[Settings], config: Path | None, variables: Mapp
             raise UsageError(f"{file}: {section.section} is not a mapping", hint="write its keys as `key: value` lines")
         _refuse_unknown(values, section.model_fields, file, f"{section.section}.")
     values = document.get(settings.section) or {}
-    return _Layer(_resolve_paths(settings, values, file.parent), str(file), f"{settings.section}.{{}}")
+    return _Layer(_resolve_paths(settings, values, file.parent), str(file), lambda key: f"{settings.section}.{key}")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -232,8 +239,12 @@ def _suggest(word: str, known: list[str]) -> str:
 
 def _resolve_paths(settings: type[Settings], values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     def resolved(key: str, value: Any) -> Any:
-        if key not in settings.paths or not isinstance(value, str):
-            return [resolved(key, item) for item in value] if key in settings.paths and isinstance(value, list) else value
+        if key not in settings.paths:
+            return value
+        if isinstance(value, list):
+            return [resolved(key, item) for item in value]
+        if not isinstance(value, str):
+            return value
         if key == "source" and not value.startswith(("./", "../", "/", "~")):
             return value
         return str(base / Path(value).expanduser())

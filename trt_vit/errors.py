@@ -63,7 +63,7 @@ class EngineError(TrtVitError):
     """An engine that cannot be built, or that disagrees with its reference."""
 
 
-class EnvironmentFault(TrtVitError):
+class EnvironmentFault(TrtVitError):  # noqa: N818 - Python has an EnvironmentError of its own
     """A package, driver or device that is missing or does not work."""
 
     exit_code = EXIT_ENVIRONMENT

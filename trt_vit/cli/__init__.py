@@ -33,7 +33,7 @@ app.command()(classify)
 app.command()(inspect)
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - a callback of Typer's
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"trt-vit {__version__}")
         raise typer.Exit
@@ -41,7 +41,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - a callback of Typer'
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(  # noqa: ARG001 - its callback does the work
+    version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:

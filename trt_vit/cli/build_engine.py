@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,11 +11,11 @@ _RECIPE_SUFFIXES = (".yaml", ".yml")
 def build_engine(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A recipe (.yaml), a Hugging Face id, a checkpoint directory or an .onnx."),
+        typer.Argument(metavar="SOURCE", help="A recipe (.yaml), a Hugging Face id, a checkpoint directory or .onnx."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="BUNDLE", help="Directory of the bundle.", show_default="engines/built/…"),
+        typer.Option("--output", "-o", metavar="BUNDLE", help="The bundle to write.", show_default="engines/built/…"),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's, config.yaml's, or fp32")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_LONGEST_LIST = 12
+
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document, the only thing a command with ``--json`` prints on standard output."""
@@ -30,8 +32,9 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+    if isinstance(value, list):
+        shown = [str(item) for item in value[:_LONGEST_LIST]]
+        return ", ".join(shown) + (f", ... ({len(value)} in all)" if len(value) > _LONGEST_LIST else "")
     return "-" if value is None else str(value)
 
 

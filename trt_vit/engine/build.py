@@ -86,7 +86,8 @@ def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.B
         engine = _measure(runtime, settings.precision, export, work, names)
         (work / bundles.PREPROCESSING).write_text(export.preprocessing.model_dump_json(indent=2), encoding="utf-8")
         (work / bundles.LABELS).write_text(json.dumps(export.labels, ensure_ascii=False, indent=0), encoding="utf-8")
-        bundles.write_manifest(work, _manifest(work, runtime, settings.precision, batch, export, engine))
+        manifest = _manifest(work, export, engine, runtime=runtime, precision=settings.precision, batch=batch)
+        bundles.write_manifest(work, manifest)
     return bundles.Bundle.open(path)
 
 
@@ -150,7 +151,7 @@ def _measure(
 
 
 def _reference_images(export: Export, count: int) -> NDArray[np.float32]:
-    """Return images of smooth random colours, preprocessed as the checkpoint wants: float32 [count, 3, height, width]."""
+    """Return images of large random squares, preprocessed: float32 [count, 3, height, width]."""
     height, width = export.image_size
     preprocessor = Preprocessor(export.preprocessing, export.image_size)
     generator = np.random.default_rng(0)
@@ -183,13 +184,13 @@ def _model_record(export: Export) -> ModelRecord:
 
 def _manifest(
     directory: Path,
+    export: Export,
+    engine: EngineRecord,
+    *,
     runtime: RuntimeName,
     precision: Precision,
     batch: BatchProfile,
-    export: Export,
-    engine: EngineRecord,
 ) -> Manifest:
-    checkpoint = export.checkpoint
     return Manifest(
         format=FORMAT,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -197,9 +198,9 @@ def _manifest(
         precision=precision,
         batch=batch,
         checkpoint=CheckpointRecord(
-            source=checkpoint.source,
-            kind=checkpoint.kind,
-            revision=checkpoint.revision,
+            source=export.source,
+            kind=export.kind,
+            revision=export.revision,
             architecture=export.architecture,
             weights_sha256=export.weights_sha256,
             parameters=export.parameters,

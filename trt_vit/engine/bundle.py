@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -178,11 +177,11 @@ def _refuse_foreign(path: Path) -> None:
 def _replace_directory(new: Path, path: Path) -> None:
     if path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        os.replace(path, old)
-        os.replace(new, path)
+        path.replace(old)
+        new.replace(path)
         shutil.rmtree(old)
     else:
-        os.replace(new, path)
+        new.replace(path)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

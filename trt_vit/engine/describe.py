@@ -30,7 +30,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "sha256": bundle.sha256,
         "image_size": [manifest.model.height, manifest.model.width],
         "classes": manifest.model.classes,
-        "labels": list(bundle.labels()[:5]),
+        "labels": list(bundle.labels()),
         "preprocessing": bundle.preprocessing().model_dump(mode="json"),
         "checkpoint": manifest.checkpoint.model_dump(mode="json"),
         "export": manifest.export.model_dump(mode="json"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-FORMAT = 1
+FORMAT: Final = 1
 """Version of the bundle layout. A reader refuses a format it does not know."""
 
 Precision = Literal["fp32", "bf16"]

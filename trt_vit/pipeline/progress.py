@@ -83,4 +83,5 @@ class LineReporter:
             rate = self._done / (now - self._started)
             left = (self._total - self._done) / rate
             line = f"{self._done}/{self._total} images, {rate:.1f} images/s, {left:.0f} s left, {self._failed} failed"
-            print(line, file=self._stream, flush=True)
+            self._stream.write(line + "\n")
+            self._stream.flush()

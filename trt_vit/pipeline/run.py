@@ -1,8 +1,8 @@
 """The hot loop: paths go in, result rows come out in the same order.
 
-Decode threads fill batches, lanes run them, and the caller's thread writes the rows, all at the same time. The number of
-batches in flight bounds the memory: each has a slot, an array that its images are preprocessed into and that its lane
-reads in place, and no slot is filled again before its rows are written.
+Decode threads fill batches, lanes run them, and the caller's thread writes the rows, all at the same time. The number
+of batches in flight bounds the memory: each has a slot, an array that its images are preprocessed into and that its
+lane reads in place, and no slot is filled again before its rows are written.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ class _Workers:
             self.free_lanes.put(lane)
 
     def _rows(self, paths: Sequence[str], errors: Sequence[str | None], logits: NDArray[np.float32]) -> list[Row]:
-        finite = np.isfinite(logits).all(axis=1)
-        best = top_k(np.where(finite[:, None], logits, 0), self.classifier.k)
+        finite = np.all(np.isfinite(logits), axis=1, keepdims=True)
+        best = top_k(np.where(finite, logits, 0), self.classifier.k)
         rows = []
         for number, (path, error) in enumerate(zip(paths, errors, strict=True)):
             if error is None and not finite[number]:

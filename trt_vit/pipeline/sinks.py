@@ -54,8 +54,10 @@ def open_sink(output: Path, k: int) -> Iterator[Sink]:
     try:
         with stream:
             sink = make(stream, k)
-            yield sink
-            sink.close()
+            try:
+                yield sink
+            finally:
+                sink.close()
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(output)
@@ -201,4 +203,8 @@ def _flat(row: Row) -> dict[str, Any]:
     return record
 
 
-_SINKS: dict[str, Callable[[IO[bytes], int], Sink]] = {".jsonl": JsonLinesSink, ".csv": CsvSink, ".parquet": ParquetSink}
+_SINKS: dict[str, Callable[[IO[bytes], int], Sink]] = {
+    ".jsonl": JsonLinesSink,
+    ".csv": CsvSink,
+    ".parquet": ParquetSink,
+}

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from trt_vit.engine.manifest import Precision
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from trt_vit.engine.manifest import Precision
 
 ENGINE_GRAPH = "engine.xml"
 ENGINE_WEIGHTS = "engine.bin"

@@ -27,7 +27,7 @@ class Lane(Protocol):
         """Run one batch and wait for it.
 
         Args:
-            pixels: Preprocessed images, [n, 3, height, width] with 1 <= n <= the runtime's ``batch_size``, C-contiguous.
+            pixels: Preprocessed images, [n, 3, height, width], C-contiguous; 1 <= n <= the runtime's ``batch_size``.
 
         Returns:
             Logits, [n, classes]. They stay valid while the caller holds them.

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trt_vit.config import BuildSettings, ClassifySettings, resolve
+from trt_vit.engine.manifest import BatchProfile
+from trt_vit.errors import UsageError
+
+FLAGS = {"inputs": ["a.jpg"], "output": Path("out.csv")}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_each_place_wins_over_the_next(tmp_path: Path) -> None:
+    config = write(tmp_path / "c.yaml", "classify: {top_k: 2, lanes: 2, batch_size: 2, decode_threads: 2}\n")
+    recipe = write(tmp_path / "r.yaml", "{top_k: 3, lanes: 3, batch_size: 3}\n")
+    environment = {"TRT_VIT_TOP_K": "4", "TRT_VIT_LANES": "4"}
+    settings = resolve(ClassifySettings, {**FLAGS, "top_k": 5}, recipe=recipe, config=config, environment=environment)
+    assert (settings.top_k, settings.lanes, settings.batch_size, settings.decode_threads) == (5, 4, 3, 2)
+    assert settings.max_failures is None
+
+
+def test_a_flag_that_was_not_given_hides_nothing() -> None:
+    environment = {"TRT_VIT_TOP_K": "4"}
+    assert resolve(ClassifySettings, {**FLAGS, "top_k": None}, environment=environment).top_k == 4
+
+
+def test_paths_in_a_recipe_are_relative_to_it(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", "source: ../model\noutput: built/x\n")
+    settings = resolve(BuildSettings, {}, recipe=recipe, environment={})
+    assert settings.source == str(tmp_path / "../model")
+    assert settings.output == tmp_path / "built/x"
+
+
+def test_an_id_in_a_recipe_stays_an_id(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", "source: google/vit-base-patch16-224\n")
+    assert resolve(BuildSettings, {}, recipe=recipe, environment={}).source == "google/vit-base-patch16-224"
+
+
+def test_inputs_of_a_recipe_are_relative_to_it(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", "inputs: [a, /b]\noutput: o.csv\n")
+    settings = resolve(ClassifySettings, {}, recipe=recipe, environment={})
+    assert settings.inputs == [str(tmp_path / "a"), "/b"]
+
+
+@pytest.mark.parametrize("text", ["batch: 1,4,8", "batch: [1, 4, 8]", "batch: {min: 1, opt: 4, max: 8}"])
+def test_a_batch_profile_can_be_written_in_three_ways(tmp_path: Path, text: str) -> None:
+    recipe = write(tmp_path / "r.yaml", f"source: ./m\n{text}\n")
+    assert resolve(BuildSettings, {}, recipe=recipe, environment={}).batch == BatchProfile(min=1, opt=4, max=8)
+
+
+def test_the_config_file_is_found_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "config.yaml", "classify: {top_k: 9}\n")
+    assert resolve(ClassifySettings, FLAGS, environment={}).top_k == 9
+
+
+def test_a_variable_can_name_the_config_file(tmp_path: Path) -> None:
+    config = write(tmp_path / "c.yaml", "classify: {top_k: 9}\n")
+    assert resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_CONFIG": str(config)}).top_k == 9
+
+
+def test_the_config_file_of_the_project_is_valid() -> None:
+    config = Path(__file__).parents[1] / "config.yaml"
+    assert resolve(ClassifySettings, FLAGS, config=config, environment={}).top_k == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classify: {topk: 1}", "key classify.topk means nothing (did you mean top_k?)"),
+        ("clasify: {}", "key clasify means nothing (did you mean classify?)"),
+        ("classify: {top_k: 0}", "classify.top_k: Input should be greater than 0, got 0"),
+        ("classify: 3", "classify is not a mapping"),
+        ("- 1", "is not a mapping of keys"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_mistake_in_the_config_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    config = write(tmp_path / "c.yaml", text)
+    with pytest.raises(UsageError) as caught:
+        resolve(ClassifySettings, FLAGS, config=config, environment={})
+    assert message in str(caught.value)
+    assert str(config) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_variable_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"TRT_VIT_TOPK means nothing .did you mean TRT_VIT_TOP_K"):
+        resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_TOPK": "1"})
+
+
+def test_a_variable_of_another_command_is_fine() -> None:
+    assert resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_PRECISION": "bf16"}).top_k == 5
+
+
+def test_a_mistake_in_a_variable_names_the_variable() -> None:
+    with pytest.raises(UsageError, match="environment: TRT_VIT_LANES: Input should be a valid integer"):
+        resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_LANES": "many"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"source": "m", "precision": "int7"},
+            "command line: --precision: Input should be 'fp32' or 'bf16', got 'int7'",
+        ),
+        ({"source": "m", "batch": "1,2"}, "command line: --batch: a batch profile is MIN,OPT,MAX, got '1,2'"),
+        ({"source": "m", "batch": "8,2,4"}, "batch sizes must ascend"),
+        ({}, "SOURCE is missing"),
+    ],
+)
+def test_a_mistake_on_the_command_line_names_the_flag(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(BuildSettings, flags, environment={})
+    assert message in str(caught.value)
+
+
+def test_a_config_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read .*none.yaml"):
+        resolve(ClassifySettings, FLAGS, config=tmp_path / "none.yaml", environment={})

@@ -1,0 +1,156 @@
+"""From what the user names to the list of image paths, one row each, in an order that is the same on every machine."""
+
+# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH122, PTH123, PTH206, PTH207
+# A million paths are cheap as strings, and Path would lose how a path is spelled ("./x", "a//b").
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import TYPE_CHECKING
+
+from trt_vit.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"))
+"""What an image in a directory or behind a glob is recognised by, in any case; decoding looks only at the content."""
+
+_HINT = f"directories and globs are searched for {' '.join(sorted(SUFFIXES))}"
+
+
+def list_images(inputs: Sequence[str]) -> list[str]:
+    """The paths of all images that ``inputs`` name, in the order of ``inputs``, each path once.
+
+    An input is one of:
+
+    - a directory, searched recursively for files with one of ``SUFFIXES``, through symbolic links (a link back to a
+      directory that is being searched is not followed). Names are sorted by code point within each directory. Hidden
+      files count; what macOS adds to archives (``._*`` and ``__MACOSX``) does not;
+    - a list: a file whose suffix is .txt, with one path a line, relative to the working directory. A path is taken
+      whatever its suffix, even if nothing is there: it becomes an error in its own row;
+    - any other file, whatever its suffix;
+    - a glob (``*``, ``?``, ``[...]``, and ``**`` for any number of directories), if nothing has that very name. It
+      finds what a search of a directory finds, sorted by path.
+
+    Two spellings of a path are the same if ``os.path.normpath`` says so; the first is kept.
+
+    Raises:
+        UsageError: An input names nothing.
+        InputError: An input that names something holds no image, or cannot be listed or read.
+    """
+    # Keyed by the normalised path. Nearly all paths are normal, and then key and value are the same object.
+    paths: dict[str, str] = {}
+    for name in inputs:
+        found = False
+        for path in _expand(name):
+            found = True
+            normal = os.path.normpath(path)
+            paths.setdefault(path if normal == path else normal, path)
+        if not found:
+            raise InputError(f"no image in {name!r}", hint=_HINT)
+    if not paths:
+        raise InputError("no input is named", hint="name files, directories, lists (.txt) or globs")
+    return list(paths.values())
+
+
+def _expand(name: str) -> Iterable[str]:
+    if os.path.isdir(name):
+        return (path for path, is_directory in _walk(name) if not is_directory)
+    if os.path.lexists(name):
+        return _read_list(name) if name.lower().endswith(".txt") else (name,)
+    if glob.has_magic(name):
+        return sorted({path for path in _glob(name) if _is_image(path)}, key=lambda path: path.split(os.sep))
+    raise UsageError(f"no such file or directory: {name!r}", hint="check the spelling and the working directory")
+
+
+def _read_list(name: str) -> Iterator[str]:
+    """Lines may end as on Windows; bytes that are not UTF-8 stay what they are in the file's name."""
+    try:
+        with open(name, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise InputError(f"cannot read the list {name!r}: {error.strerror}", hint="check its permissions") from error
+    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        path = line.removesuffix(b"\r")
+        if path.strip():
+            yield path.decode("utf-8", "surrogateescape")
+
+
+def _walk(root: str) -> Iterator[tuple[str, bool]]:
+    """All directories (True) and images (False) below ``root``, depth first, each directory before what it holds.
+
+    Keeps its own stack: directories nest deeper than Python's calls.
+    """
+    ancestors = [_identity(root)]
+    stack = [_list_directory(root)]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+            ancestors.pop()
+            continue
+        path, is_directory = entry
+        if not is_directory:
+            yield entry
+        elif (identity := _identity(path)) not in ancestors:
+            yield entry
+            ancestors.append(identity)
+            stack.append(_list_directory(path))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _unlistable(path, error) from error
+    return status.st_dev, status.st_ino
+
+
+def _list_directory(path: str) -> Iterator[tuple[str, bool]]:
+    try:
+        with os.scandir(path) as entries:
+            names = [(entry.name, _is_directory(entry)) for entry in entries if _is_wanted(entry)]
+    except OSError as error:
+        raise _unlistable(path, error) from error
+    names.sort()
+    return ((os.path.join(path, name), is_directory) for name, is_directory in names)
+
+
+def _unlistable(path: str, error: OSError) -> InputError:
+    return InputError(f"cannot list the directory {path!r}: {error.strerror}", hint="check its permissions")
+
+
+def _is_wanted(entry: os.DirEntry[str]) -> bool:
+    return entry.name != "__MACOSX" if _is_directory(entry) else _is_image(entry.name)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a symbolic link to itself, or into a directory that is closed to this user
+        return False
+
+
+def _is_image(path: str) -> bool:
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """Like ``glob.glob`` with hidden files, but ``**`` is safe from loops of symbolic links."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from (path for path in glob.iglob(pattern, include_hidden=True) if not os.path.isdir(path))
+        return
+    at = parts.index("**")
+    rest = parts[at + 1 :] or ["*"]
+    above = os.sep.join([*parts[:at], ""])
+    for base in glob.iglob(above, include_hidden=True) if above else [os.curdir]:
+        if not os.path.isdir(base):
+            continue
+        below = [path for path, is_directory in _walk(base) if is_directory]
+        for directory in [base, *below]:
+            inner = os.path.join(glob.escape(directory), *rest)
+            yield from _glob(inner if above else inner.removeprefix("./"))
