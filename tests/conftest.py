@@ -9,12 +9,12 @@ from PIL import Image
 from tests.support.checkpoints import random_checkpoint
 from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
-from trt_vit.engine.bundle import Bundle
 from trt_vit.engine.manifest import BatchProfile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from trt_vit.engine.bundle import Bundle
     from trt_vit.engine.manifest import RuntimeName
 
 

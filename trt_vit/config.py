@@ -168,7 +168,9 @@ def _usage_error(error: ValidationError, origin: Mapping[str, _Layer]) -> UsageE
     if layer is None:
         spelled = key.upper() if key in {"inputs", "source"} else _flag(key)
         return UsageError(f"{spelled} is missing", hint="give it on the command line or in a recipe")
-    message = f"{layer.where}: {layer.spell(key)}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
+    message = (
+        f"{layer.where}: {layer.spell(key)}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
+    )
     return UsageError(message, hint="see trt-vit COMMAND --help for the values it takes")
 
 

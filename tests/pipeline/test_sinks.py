@@ -53,8 +53,17 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     with write(tmp_path / "o.csv").open(encoding="utf-8", newline="") as stream:
         assert list(csv.reader(stream)) == [
-            ["path", "status", "error"]
-            + ["top1_index", "top1_label", "top1_probability", "top2_index", "top2_label", "top2_probability"],
+            [
+                "path",
+                "status",
+                "error",
+                "top1_index",
+                "top1_label",
+                "top1_probability",
+                "top2_index",
+                "top2_label",
+                "top2_probability",
+            ],
             ["a b.jpg", "ok", "", "3", "crane, the bird", "0.750000", "1", 'say "é"', "0.125000"],
             ["line\nbreak.png", "error", "empty file", "", "", "", "", "", ""],
             ["caf\\xe9.jpg", "ok", "", "0", "x", "1.000000", "2", "y", "0.000000"],

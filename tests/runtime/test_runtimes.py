@@ -54,7 +54,8 @@ def test_a_smaller_batch_gives_its_own_logits(
     lane = load(bundle).lanes[0]
     lane.infer(pixels[-BATCH:])  # leaves other images behind, which must not show
     logits = lane.infer(pixels[:count])
-    assert (logits.shape, logits.dtype) == ((count, 7), np.float32)
+    assert logits.shape == (count, 7)
+    assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected[:count], atol=1e-4)
 
 

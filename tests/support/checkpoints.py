@@ -56,8 +56,8 @@ def random_checkpoint(architecture: str, directory: Path, **overrides: Any) -> P
         directory: Where to write config.json, model.safetensors and preprocessor_config.json; made if missing.
         **overrides: Configuration values other than the tiny ones; ``num_labels`` is CLASSES and the weights' seed 0.
     """
-    import torch  # noqa: PLC0415  # of the export extra, which not every test needs
-    import transformers  # noqa: PLC0415
+    import torch  # of the export extra, which not every test needs
+    import transformers
 
     config_name, model_name, processor = _CLASS_NAMES[architecture]
     config = getattr(transformers, config_name)(**_config(architecture, overrides))

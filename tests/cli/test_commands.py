@@ -1,0 +1,181 @@
+"""The commands as a user runs them: what they print where, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from trt_vit import __version__
+from trt_vit.cli import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trt_vit.engine.bundle import Bundle
+
+
+def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that says what is wrong and, in brackets, how to mend it; phases may stand before it."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    *phases, line = captured.err.splitlines()
+    assert set(phases) <= {"exporting to ONNX"}
+    assert line.startswith("error: ")
+    assert line.endswith(")")
+    assert "Traceback" not in line
+    return line
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"trt-vit {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["doctor", "export", "build-engine", "classify", "inspect"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert "Usage: trt-vit" in capsys.readouterr().out
+
+
+def test_classify_json(
+    openvino_bundle: Bundle, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = ["classify", str(openvino_bundle.path), str(images), "-o", str(output), "--top-k", "3", "--json"]
+    assert run(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["images", "ok", "failed", "seconds", "images_per_second", "output", "stages"]
+    assert (document["images"], document["ok"], document["failed"], document["output"]) == (11, 11, 0, str(output))
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["path"] for row in rows] == sorted(str(path) for path in images.rglob("*.*"))
+    assert {len(row["topk"]) for row in rows} == {3}
+
+
+def test_more_labels_than_classes_are_capped(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    assert run(["classify", str(openvino_bundle.path), str(images), "-o", str(output), "--top-k", "50"]) == 0
+    row = json.loads(output.read_text(encoding="utf-8").splitlines()[0])
+    assert len(row["topk"]) == 7
+    assert sum(item["probability"] for item in row["topk"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_pipeline_recipe_and_a_flag_over_it(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"inputs: ['{images}']\noutput: here.csv\ntop_k: 2\n", encoding="utf-8")
+    assert run(["classify", str(openvino_bundle.path), "--pipeline", str(recipe), "--top-k", "1"]) == 0
+    header = (tmp_path / "here.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == "path,status,error,top1_index,top1_label,top1_probability"
+
+
+def test_failures_cost_a_row_and_max_failures_the_exit_code(
+    openvino_bundle: Bundle, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no image", encoding="utf-8")
+    arguments = ["classify", str(openvino_bundle.path), str(images), str(broken), "-o", str(tmp_path / "o.jsonl")]
+    assert run(arguments) == 0
+    assert run([*arguments, "--max-failures", "1"]) == 0
+    assert run([*arguments, "--max-failures", "0"]) == 3
+    assert "1 images failed, more than --max-failures 0" in capsys.readouterr().err
+    last = json.loads((tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert (last["path"], last["status"], last["topk"]) == (str(broken), "error", [])
+    assert "not an image" in last["error"]
+
+
+def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").touch()
+    output = tmp_path / "o.jsonl"
+    assert run(["classify", str(openvino_bundle.path), str(tmp_path), "-o", str(output)]) == 1
+    assert f"error: none of the 1 images could be classified (the reasons are in {output})" in capsys.readouterr().err
+    assert json.loads(output.read_text(encoding="utf-8"))["error"] == "empty file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["classify", "{bundle}", "{tmp}/none", "-o", "{tmp}/o.csv"], 2, "none"),
+        (["classify", "{bundle}", "{tmp}/empty", "-o", "{tmp}/o.csv"], 1, "empty"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.txt"], 2, "cannot tell the format"),
+        (["classify", "{bundle}", "{images}", "-o", "/proc/o.csv"], 1, "cannot write /proc/o.csv"),
+        (["classify", "{bundle}", "{images}"], 2, "--output is missing"),
+        (["classify", "{bundle}", "-o", "{tmp}/o.csv"], 2, "INPUTS is missing"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--batch-size", "9"], 2, "1 to 8"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--top-k", "0"], 2, "--top-k"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--topk", "2"], 2, "No such option: --topk"),
+        (["classify", "{tmp}/none", "{images}", "-o", "{tmp}/o.csv"], 2, "no bundle at"),
+        (["classify", "{changed}", "{images}", "-o", "{tmp}/o.csv"], 5, "is not what the manifest says"),
+        (["classify", "{tmp}/empty", "{images}", "-o", "{tmp}/o.csv"], 5, "is not a bundle"),
+        (["inspect", "{changed}"], 5, "is not what the manifest says"),
+        (["inspect"], 2, "BUNDLE"),
+        (["export", "{headless}", "-o", "{tmp}/m.onnx"], 1, "head"),
+        (["export", "./no-such-model", "-o", "{tmp}/m.onnx"], 2, "no-such-model"),
+        (["build-engine", "{tmp}/none.yaml"], 2, "none.yaml"),
+        (["build-engine", "{tmp}/empty", "-o", "{tmp}/b"], 1, "config.json"),
+        (["build-engine", "{headless}", "--precision", "int7"], 2, "'fp32' or 'bf16'"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(  # noqa: PLR0917 - fixtures
+    arguments: list[str],
+    code: int,
+    message: str,
+    openvino_bundle: Bundle,
+    images: Path,
+    headless: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    changed = shutil.copytree(openvino_bundle.path, tmp_path / "changed")
+    with (changed / "engine.bin").open("ab") as stream:
+        stream.write(b"!")
+    places = {
+        "bundle": openvino_bundle.path,
+        "images": images,
+        "tmp": tmp_path,
+        "changed": changed,
+        "headless": headless,
+    }
+    capsys.readouterr()
+    assert run([argument.format(**places) for argument in arguments]) == code
+    assert message in one_error_line(capsys)
+    assert not list(tmp_path.glob("o.*"))
+
+
+@pytest.fixture(scope="session")
+def headless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose classifier was left out when it was saved."""
+    from safetensors.numpy import load_file, save_file
+
+    directory = shutil.copytree(checkpoint, tmp_path_factory.mktemp("headless") / "vit")
+    weights = load_file(directory / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_inspect_json_is_the_contract(openvino_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(openvino_bundle.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["bundle"], document["sha256"]) == (str(openvino_bundle.path), openvino_bundle.sha256)
+
+
+def test_inspect_for_a_person(openvino_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(openvino_bundle.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "batch            1, 4, 8" in lines
+    assert "  architecture: ViTForImageClassification" in lines
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["runtimes"] == ["openvino", "onnxruntime"]
+    assert document["packages"]["torch"].startswith("2.")
+    assert document["findings"] == []
+    assert run(["doctor"]) == 0
+    assert "runtimes      openvino, onnxruntime" in capsys.readouterr().out
