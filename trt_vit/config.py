@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
 _CONFIG_VARIABLE = "TRT_VIT_CONFIG"
+_ARGUMENTS = {"source": "SOURCE", "inputs": "INPUT"}
 
 
 def _parse_profile(value: object) -> object:
@@ -166,7 +167,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, _Layer]) -> UsageE
     key = str(detail["loc"][0])
     layer = origin.get(key)
     if layer is None:
-        spelled = key.upper() if key in {"inputs", "source"} else _flag(key)
+        spelled = _ARGUMENTS.get(key) or _flag(key)
         return UsageError(f"{spelled} is missing", hint="give it on the command line or in a recipe")
     message = (
         f"{layer.where}: {layer.spell(key)}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"

@@ -101,7 +101,7 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.txt"], 2, "cannot tell the format"),
         (["classify", "{bundle}", "{images}", "-o", "/proc/o.csv"], 1, "cannot write /proc/o.csv"),
         (["classify", "{bundle}", "{images}"], 2, "--output is missing"),
-        (["classify", "{bundle}", "-o", "{tmp}/o.csv"], 2, "INPUTS is missing"),
+        (["classify", "{bundle}", "-o", "{tmp}/o.csv"], 2, "INPUT is missing"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--batch-size", "9"], 2, "1 to 8"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--top-k", "0"], 2, "--top-k"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--topk", "2"], 2, "No such option: --topk"),

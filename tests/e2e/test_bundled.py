@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from trt_vit.cli import run
 from trt_vit.config import BuildSettings, ClassifySettings, resolve
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "examples" / "vit-cifar10"
@@ -38,7 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(project: Path) -> Iterator[Path]:
+def bundle(project: Path) -> Path:
     assert run(["build-engine", str(project / "engines" / "vit-cifar10-fp32.yaml")]) == 0
     return project / "engines" / "built" / "vit-cifar10-fp32"
 
