@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint install format clean
+.PHONY: demo test gpu-check lint install format clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -n auto
+
+# The tests that need an NVIDIA GPU; elsewhere each says what it lacks.
+gpu-check: install
+	$(BIN)/pytest -m gpu
 
 format: install
 	$(BIN)/ruff check --fix .

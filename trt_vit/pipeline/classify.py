@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trt_vit.engine.bundle import Bundle
-from trt_vit.errors import ArtifactError, UsageError
+from trt_vit.errors import UsageError
 from trt_vit.images.preprocess import Preprocessor
 from trt_vit.images.source import list_images
 from trt_vit.pipeline.progress import report_progress
@@ -58,17 +58,13 @@ def load_classifier(bundle: Bundle, options: RuntimeOptions, *, k: int, decode_t
         decode_threads: Threads that decode, or None for one a core.
 
     Raises:
-        ArtifactError: A file of the bundle is not what was built.
+        ArtifactError: A file of the bundle is not what was built, or its parts do not fit together.
         EnvironmentFault: The bundle's runtime is missing or does not work.
     """
     model = bundle.manifest.model
-    preprocessing = bundle.preprocessing()
     size = (model.height, model.width)
-    if preprocessing.output_size not in (None, size):
-        message = f"{bundle.path}: preprocessing gives images of {preprocessing.output_size}, the engine takes {size}"
-        raise ArtifactError(message, hint="build the bundle again")
     return Classifier(
-        preprocessor=Preprocessor(preprocessing, size),
+        preprocessor=Preprocessor(bundle.preprocessing(), size),
         runtime=open_runtime(bundle.manifest.runtime, bundle.engine_files(), options),
         image_shape=(3, *size),
         labels=bundle.labels(),
