@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -35,6 +38,24 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(30_000):
         (links / f"{number}.png").symlink_to(target)
     return links
+
+
+def test_a_terminal_gets_a_progress_bar(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "trt_vit", "classify", str(openvino_bundle.path), str(images)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "o.csv")], stderr=follower, env=environment)
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # a pseudo-terminal ends with an error when its last user has gone
+        while piece := os.read(leader, 4096):
+            shown += piece
+    os.close(leader)
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert "11/11" in text
+    assert "images/s" in text
+    assert "0 failed" in text
 
 
 def wait_for_the_run(output: Path) -> None:

@@ -109,7 +109,10 @@ def providers() -> list[tuple[str, dict[str, str]]]:
     TF32 is off: it would round the inputs of every fp32 product on the GPU to 10 bits of mantissa, and this runtime is
     the fp32 reference.
     """
-    wanted = (("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {}))
+    wanted: tuple[tuple[str, dict[str, str]], ...] = (
+        ("CUDAExecutionProvider", {"use_tf32": "0"}),
+        ("CPUExecutionProvider", {}),
+    )
     available = _import_onnxruntime().get_available_providers()
     return [(name, options) for name, options in wanted if name in available]
 
