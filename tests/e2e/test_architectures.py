@@ -1,0 +1,41 @@
+"""Every architecture, from its checkpoint to result rows, against Hugging Face on the same files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from tests.support.checkpoints import ARCHITECTURES, random_checkpoint
+from trt_vit.cli import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_equal_hugging_face(architecture: str, images: Path, tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(architecture, tmp_path / architecture)
+    bundle, output = tmp_path / "bundle", tmp_path / "rows.jsonl"
+    assert run(["build-engine", str(checkpoint), "-o", str(bundle), "--runtime", "openvino"]) == 0
+    assert run(["classify", str(bundle), str(images), "-o", str(output), "--top-k", "7"]) == 0
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    model = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    pictures = [Image.open(row["path"]).convert("RGB") for row in rows]
+    with torch.inference_mode():
+        expected = model(**processor(pictures, return_tensors="pt")).logits.softmax(-1).numpy()
+    probabilities = np.zeros_like(expected)
+    for row, values in zip(rows, probabilities, strict=True):
+        values[[item["index"] for item in row["topk"]]] = [item["probability"] for item in row["topk"]]
+    assert type(processor).__name__.endswith("Pil")
+    assert len(rows) == 11
+    assert expected.std(axis=0).max() > 1e-3  # the images are told apart
+    np.testing.assert_allclose(probabilities, expected, atol=2e-5)
