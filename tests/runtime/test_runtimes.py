@@ -12,7 +12,7 @@ import pytest
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime import registry
-from trt_vit.runtime.openvino import OpenVinoRuntime, default_lanes, supports_bf16
+from trt_vit.runtime.openvino import OpenVinoRuntime, supports_bf16
 from trt_vit.runtime.protocol import EngineFiles, Runtime, RuntimeOptions
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def test_bf16_runs_in_bf16_where_the_cpu_has_it(openvino_bundle: Bundle, pixels:
     assert np.isfinite(runtime.lanes[0].infer(pixels[:BATCH])).all()
 
 
-@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (4, 4), (8, 4), (16, 8), (64, 32)])
-def test_default_lanes(threads: int, lanes: int) -> None:
-    assert default_lanes(threads) == lanes
+def test_openvino_chooses_the_lanes_that_fit_the_threads(openvino_bundle: Bundle) -> None:
+    options = RuntimeOptions(batch_size=BATCH, threads=1)
+    assert len(OpenVinoRuntime(openvino_bundle.engine_files(), options).lanes) == 1
 
 
 def test_auto_prefers_openvino(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def classify(
         int | None, typer.Option("--batch-size", help="Images a batch.", show_default="the bundle's usual")
     ] = None,
     lanes: Annotated[
-        int | None, typer.Option("--lanes", help="Batches in flight.", show_default="as the machine has cores")
+        int | None, typer.Option("--lanes", help="Batches in flight.", show_default="the runtime's choice")
     ] = None,
     max_failures: Annotated[
         int | None,

@@ -38,18 +38,17 @@ class OpenVinoRuntime:
             ArtifactError: A file of the bundle was changed, or OpenVINO cannot read it.
         """
         openvino = import_openvino()
-        threads = options.threads or usable_cores()
-        requests = options.lanes or default_lanes(threads)
         self.batch_size = options.batch_size
         self._shape = (options.batch_size, 3, engine.model.height, engine.model.width)
         core = openvino.Core()
         weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
-        settings = {
+        settings: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": _HINTS[engine.precision],
-            "NUM_STREAMS": requests,
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": options.threads or usable_cores(),
             "PERFORMANCE_HINT": "THROUGHPUT",
         }
+        if options.lanes is not None:
+            settings["NUM_STREAMS"] = options.lanes
         try:
             model = core.read_model(engine.read(ENGINE_GRAPH), weights)
             model.reshape({0: list(self._shape)})
@@ -57,6 +56,7 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             message = f"OpenVINO cannot load {engine.path}: {failure_reason(error)}"
             raise ArtifactError(message, hint="build the bundle again with this version of OpenVINO") from error
+        requests = options.lanes or self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.lanes = [OpenVinoLane(self._compiled, self._shape) for _ in range(requests)]
 
     @property
@@ -87,8 +87,7 @@ class OpenVinoLane:
         count = len(pixels)
         full = pixels if count == self._shape[0] else self._pad(pixels)
         try:
-            # start_async and wait, rather than infer: the request then runs on its own stream's threads, and the
-            # waiting thread holds neither a core nor the interpreter lock.
+            # start_async and wait, rather than infer: the request then runs on its own stream's threads.
             self._request.set_input_tensor(self._tensor(full, shared_memory=True))
             self._request.start_async()
             self._request.wait()
@@ -102,15 +101,6 @@ class OpenVinoLane:
             self._padded = np.zeros(self._shape, dtype=np.float32)
         self._padded[: len(pixels)] = pixels
         return self._padded
-
-
-def default_lanes(threads: int) -> int:
-    """Return how many requests keep ``threads`` cores busy: one a core up to four cores, then one for two cores.
-
-    On few cores a request of its own for each core beats sharing one (no synchronisation inside a layer); on many, that
-    would hold more activations in flight than the caches do.
-    """
-    return threads if threads <= 4 else max(4, threads // 2)  # noqa: PLR2004
 
 
 def supports_bf16() -> bool:
