@@ -251,10 +251,13 @@ def measure_memory(work: Path) -> dict[str, Any]:
 
 
 def peak_memory(arguments: Sequence[str]) -> int:
-    """Return the peak resident bytes of one trt-vit command in a process of its own."""
+    """Return the peak resident bytes of one trt-vit command in a process of its own.
+
+    The kernel's VmHWM begins with the program; ru_maxrss would begin with the memory of the process that forked it.
+    """
     code = (
-        "import resource, sys; from trt_vit.cli import run; assert run(sys.argv[1:]) == 0; "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import sys; from trt_vit.cli import run; assert run(sys.argv[1:]) == 0; "
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return int(done.stdout) * 1024

@@ -77,6 +77,12 @@ def test_the_config_file_of_the_project_is_valid() -> None:
         ("clasify: {}", "key clasify means nothing (did you mean classify?)"),
         ("classify: {top_k: 0}", "classify.top_k: Input should be greater than 0, got 0"),
         ("classify: 3", "classify is not a mapping"),
+        ("classify: []", "classify is not a mapping"),
+        ("classify: {top_k: yes}", "classify.top_k: yes and no mean nothing here, got True"),
+        ("classify: {1: 2}", "key classify.1 means nothing"),
+        ("when: 2020-13-45", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("classify: {inputs: ['']}", "inputs holds an empty path"),
         ("- 1", "is not a mapping of keys"),
         ("a: [", "is not YAML"),
     ],
@@ -93,6 +99,24 @@ def test_a_mistake_in_the_config_file_is_named(tmp_path: Path, text: str, messag
 def test_an_unknown_variable_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"TRT_VIT_TOPK means nothing .did you mean TRT_VIT_TOP_K"):
         resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_TOPK": "1"})
+
+
+def test_what_a_command_works_on_is_no_variable() -> None:
+    with pytest.raises(UsageError, match="TRT_VIT_OUTPUT means nothing"):
+        resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_OUTPUT": "o.csv"})
+
+
+def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", "inputs: [a]\noutput: 3\n")
+    with pytest.raises(UsageError, match=r"output: Input is not a path.*got 3"):
+        resolve(ClassifySettings, {}, recipe=recipe, environment={})
+
+
+def test_the_place_of_a_recipe_is_no_part_of_its_globs(tmp_path: Path) -> None:
+    (tmp_path / "d[1]").mkdir()
+    recipe = write(tmp_path / "d[1]" / "r.yaml", "inputs: ['*.jpg']\noutput: o.csv\n")
+    settings = resolve(ClassifySettings, {}, recipe=recipe, environment={})
+    assert settings.inputs == [f"{tmp_path}/d[[]1]/*.jpg"]
 
 
 def test_a_variable_of_another_command_is_fine() -> None:

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from trt_vit.doctor import ACCELERATORS, CORE, EXPORT, findings
+from typing import TYPE_CHECKING
+
+from trt_vit.doctor import ACCELERATORS, CORE, EXPORT, examine, findings
+from trt_vit.runtime import registry
+
+if TYPE_CHECKING:
+    import pytest
 
 COMPLETE: dict[str, str | None] = dict.fromkeys((*CORE, *EXPORT), "1.0") | dict.fromkeys(ACCELERATORS)
 
@@ -24,6 +30,19 @@ def test_a_missing_export_package_is_not_fatal() -> None:
     assert not finding.fatal
     assert finding.problem.startswith("onnx, torch not installed")
     assert finding.fix == "pip install 'trt-vit[export]'"
+
+
+def test_a_runtime_that_does_not_load_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        if name == "openvino":
+            raise OSError("libopenvino.so: no such file")
+
+    monkeypatch.setattr(registry, "import_module", fail)
+    report = examine()
+    assert report["runtimes"] == ["onnxruntime"]
+    (finding,) = report["findings"]
+    assert finding["fatal"]
+    assert finding["problem"] == "openvino is installed but does not load: libopenvino.so: no such file"
 
 
 def test_an_old_tensorrt_is_a_risk() -> None:

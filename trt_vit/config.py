@@ -7,13 +7,23 @@ default. A key that means nothing is an error wherever it stands: a typo must no
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from trt_vit.engine.manifest import BatchProfile, Precision, RuntimeName
 from trt_vit.errors import UsageError
@@ -24,7 +34,10 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
 _CONFIG_VARIABLE = "TRT_VIT_CONFIG"
+_RECIPE_SUFFIXES = (".yaml", ".yml")
 _ARGUMENTS = {"source": "SOURCE", "inputs": "INPUT"}
+_NOT_VARIABLES = frozenset({*_ARGUMENTS, "output"})
+"""What one command works on is no setting of the machine: it comes from the command line or a recipe."""
 
 
 def _parse_profile(value: object) -> object:
@@ -49,6 +62,14 @@ class Settings(BaseModel):
     section: ClassVar[str]
     paths: ClassVar[frozenset[str]]
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_setting_is_yes_or_no(cls, value: object) -> object:
+        """Refuse YAML's booleans, which would pass for the integers 0 and 1."""
+        if isinstance(value, bool):
+            raise ValueError("yes and no mean nothing here")  # noqa: TRY004 - pydantic reports ValueError
+        return value
+
 
 class BuildSettings(Settings):
     """Settings of ``trt-vit build-engine``; an engine recipe holds the same keys.
@@ -60,7 +81,7 @@ class BuildSettings(Settings):
         output: Directory of the bundle; engines/built/<source>-<precision>-<runtime> where it is not given.
         precision: Precision of the engine.
         runtime: Runtime the engine is for; ``auto`` is the best one that is installed.
-        batch: Batch sizes the engine is for: smallest, usual, largest.
+        batch: Batch sizes the engine is for: smallest, usual, largest. 1,8,32 where it is not given.
         preprocessor: A preprocessor_config.json to use in place of the checkpoint's own.
         labels: A text file with one label a line, to use in place of the checkpoint's own.
     """
@@ -73,7 +94,7 @@ class BuildSettings(Settings):
     output: Path | None = None
     precision: Precision = "fp32"
     runtime: Literal["auto"] | RuntimeName = "auto"
-    batch: Annotated[BatchProfile, BeforeValidator(_parse_profile)] = BatchProfile(min=1, opt=8, max=32)
+    batch: Annotated[BatchProfile | None, BeforeValidator(_parse_profile)] = None
     preprocessor: Path | None = None
     labels: Path | None = None
 
@@ -154,6 +175,23 @@ def resolve(
         raise _usage_error(error, origin) from error
 
 
+def resolve_source(settings: type[_S], source: str, flags: Mapping[str, Any], *, config: Path | None = None) -> _S:
+    """Return the settings of a command whose SOURCE may be a recipe.
+
+    Args:
+        settings: Which command's settings.
+        source: A recipe, known by its suffix, or the source itself.
+        flags: As for ``resolve``.
+        config: As for ``resolve``.
+
+    Raises:
+        UsageError: As for ``resolve``.
+    """
+    if source.lower().endswith(_RECIPE_SUFFIXES):
+        return resolve(settings, flags, recipe=Path(source), config=config)
+    return resolve(settings, {**flags, "source": source}, config=config)
+
+
 def _flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
@@ -169,14 +207,13 @@ def _usage_error(error: ValidationError, origin: Mapping[str, _Layer]) -> UsageE
     if layer is None:
         spelled = _ARGUMENTS.get(key) or _flag(key)
         return UsageError(f"{spelled} is missing", hint="give it on the command line or in a recipe")
-    message = (
-        f"{layer.where}: {layer.spell(key)}: {detail['msg'].removeprefix('Value error, ')}, got {detail['input']!r}"
-    )
+    reason = detail["msg"].removeprefix("Value error, ").replace("valid path for <class 'pathlib.Path'>", "path")
+    message = f"{layer.where}: {layer.spell(key)}: {reason}, got {detail['input']!r}"
     return UsageError(message, hint="see trt-vit COMMAND --help for the values it takes")
 
 
 def _environment_layer(settings: type[Settings], variables: Mapping[str, str]) -> _Layer:
-    known = {_variable(key): key for section in _SECTIONS for key in section.model_fields}
+    known = {_variable(key): key for section in _SECTIONS for key in section.model_fields if key not in _NOT_VARIABLES}
     values: dict[str, str] = {}
     for variable, value in variables.items():
         if not variable.startswith(_PREFIX) or variable == _CONFIG_VARIABLE:
@@ -194,7 +231,7 @@ def _recipe_layer(settings: type[Settings], recipe: Path | None) -> _Layer:
         return _Layer({}, "recipe")
     values = _read_yaml(recipe)
     _refuse_unknown(values, settings.model_fields, recipe)
-    return _Layer(_resolve_paths(settings, values, recipe.parent), str(recipe))
+    return _Layer(_resolve_paths(settings, values, recipe), str(recipe))
 
 
 def _config_layer(settings: type[Settings], config: Path | None, variables: Mapping[str, str]) -> _Layer:
@@ -206,12 +243,12 @@ def _config_layer(settings: type[Settings], config: Path | None, variables: Mapp
     document = _read_yaml(file)
     _refuse_unknown(document, [section.section for section in _SECTIONS], file)
     for section in _SECTIONS:
-        values = document.get(section.section) or {}
+        values = {} if document.get(section.section) is None else document[section.section]
         if not isinstance(values, dict):
             raise UsageError(f"{file}: {section.section} is not a mapping", hint="write its keys as `key: value` lines")
         _refuse_unknown(values, section.model_fields, file, f"{section.section}.")
     values = document.get(settings.section) or {}
-    return _Layer(_resolve_paths(settings, values, file.parent), str(file), lambda key: f"{settings.section}.{key}")
+    return _Layer(_resolve_paths(settings, values, file), str(file), lambda key: f"{settings.section}.{key}")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -219,7 +256,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}", hint="check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = f"{file} is not YAML: {' '.join(str(error).split())}"
         raise UsageError(message, hint="correct the file") from error
     if document is None:
@@ -232,7 +269,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _refuse_unknown(values: Mapping[str, Any], known: Any, file: Path, prefix: str = "") -> None:
     for key in values:
         if key not in known:
-            raise UsageError(f"{file}: key {prefix}{key} means nothing", hint=_suggest(key, list(known)))
+            raise UsageError(f"{file}: key {prefix}{key} means nothing", hint=_suggest(str(key), list(known)))
 
 
 def _suggest(word: str, known: list[str]) -> str:
@@ -240,16 +277,18 @@ def _suggest(word: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
 
 
-def _resolve_paths(settings: type[Settings], values: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    def resolved(key: str, value: Any) -> Any:
-        if key not in settings.paths:
-            return value
-        if isinstance(value, list):
-            return [resolved(key, item) for item in value]
-        if not isinstance(value, str):
-            return value
-        if key == "source" and not value.startswith(("./", "../", "/", "~")):
-            return value
-        return str(base / Path(value).expanduser())
+def _resolve_paths(settings: type[Settings], values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    return {key: _resolve_path(key, value, file) if key in settings.paths else value for key, value in values.items()}
 
-    return {key: resolved(key, value) for key, value in values.items()}
+
+def _resolve_path(key: str, value: Any, file: Path) -> Any:
+    """Return a path that stands in ``file`` as seen from the working directory; what is no path stays as it is."""
+    if isinstance(value, list):
+        return [_resolve_path(key, item, file) for item in value]
+    if value == "":
+        raise UsageError(f"{file}: {key} holds an empty path", hint="write a path or leave the key out")
+    if not isinstance(value, str) or (key == "source" and not value.startswith(("./", "../", "/", "~"))):
+        return value
+    # A glob may stand among the inputs, and the recipe's own directory is no part of its pattern.
+    base = glob.escape(str(file.parent)) if key == "inputs" and glob.has_magic(value) else str(file.parent)
+    return os.path.join(base, os.path.expanduser(value))  # noqa: PTH111, PTH118 - a pattern is not a path

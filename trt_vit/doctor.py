@@ -52,8 +52,8 @@ def examine() -> dict[str, Any]:
         "cpu": cpu_features(),
         "cuda_driver": cuda_driver_version(),
         "packages": packages,
-        "runtimes": registry.installed(),
-        "findings": [vars(finding) for finding in findings(packages)],
+        "runtimes": [name for name in registry.installed() if registry.failure(name) is None],
+        "findings": [vars(finding) for finding in [*findings(packages), *broken_runtimes()]],
     }
 
 
@@ -73,6 +73,16 @@ def findings(packages: Mapping[str, str | None]) -> list[Finding]:
         problem = f"TensorRT {tensorrt} has known flaws that let a crafted model run code"
         found.append(Finding(problem, f"upgrade to TensorRT {_FIRST_SAFE_TENSORRT} or later"))
     return found
+
+
+def broken_runtimes() -> list[Finding]:
+    """Return what is wrong with the runtimes that are installed and do not import."""
+    reasons = {name: registry.failure(name) for name in registry.installed()}
+    return [
+        Finding(f"{name} is installed but does not load: {reason}", f"pip install --force-reinstall {name}", fatal=True)
+        for name, reason in reasons.items()
+        if reason is not None
+    ]
 
 
 def installed_version(package: str) -> str | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,8 +15,6 @@ from trt_vit import __version__
 from trt_vit.cli import run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trt_vit.engine.bundle import Bundle
 
 
@@ -88,8 +89,10 @@ def test_failures_cost_a_row_and_max_failures_the_exit_code(
 def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jpg").touch()
     output = tmp_path / "o.jsonl"
-    assert run(["classify", str(openvino_bundle.path), str(tmp_path), "-o", str(output)]) == 1
-    assert f"error: none of the 1 images could be classified (the reasons are in {output})" in capsys.readouterr().err
+    arguments = ["classify", str(openvino_bundle.path), str(tmp_path), "-o", str(output)]
+    assert run(arguments) == 0
+    assert f"warning: no image could be classified; the reasons are in {output}" in capsys.readouterr().err
+    assert run([*arguments, "--max-failures", "0"]) == 3
     assert json.loads(output.read_text(encoding="utf-8"))["error"] == "empty file"
 
 
@@ -116,6 +119,11 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["build-engine", "{tmp}/empty", "-o", "{tmp}/b"], 1, "config.json"),
         (["build-engine", "{headless}", "--precision", "int7"], 2, "'fp32' or 'bf16'"),
         (["frobnicate"], 2, "frobnicate"),
+        (["export", "{tmp}/none.yaml", "-o", "{tmp}/m.onnx"], 2, "none.yaml"),
+        (["export", "{headless}", "-o", "{tmp}/empty"], 1, "is a directory"),
+        (["build-engine", "~nobody-of-this-name/x"], 2, "~nobody-of-this-name/x"),
+        (["build-engine", "x" * 300, "-o", "{tmp}/b"], 2, "neither a path that exists nor a Hugging Face id"),
+        (["inspect", "x" * 300], 2, "no bundle at"),
     ],
 )
 def test_bad_input_is_one_line_and_an_exit_code(  # noqa: PLR0917 - fixtures
@@ -156,6 +164,45 @@ def headless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert len(kept) == len(weights) - 2
     save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+def test_no_arguments_is_a_question_for_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "build-engine" in capsys.readouterr().out
+
+
+def test_an_input_is_not_overwritten(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.csv"
+    picture.write_bytes(next(images.rglob("*.jpg")).read_bytes())
+    before = picture.read_bytes()
+    assert run(["classify", str(openvino_bundle.path), str(picture), "-o", str(picture)]) == 2
+    assert picture.read_bytes() == before
+
+
+def test_a_linked_output_keeps_its_link(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "real.csv")
+    assert run(["classify", str(openvino_bundle.path), str(images), "-o", str(link)]) == 0
+    assert link.is_symlink()
+    assert len((tmp_path / "real.csv").read_text(encoding="utf-8").splitlines()) == 12
+
+
+def test_an_engine_recipe_can_be_exported(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: '{checkpoint}'\nprecision: bf16\n", encoding="utf-8")
+    assert run(["export", str(recipe), "-o", str(tmp_path / "m.onnx")]) == 0
+    assert (tmp_path / "m.onnx").is_file()
+
+
+def test_a_full_disk_is_one_line(openvino_bundle: Bundle) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    command = [sys.executable, "-m", "trt_vit", "inspect", str(openvino_bundle.path), "--json"]
+    with full.open("wb") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_inspect_json_is_the_contract(openvino_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

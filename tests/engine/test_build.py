@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 
 from trt_vit.checkpoint.load import to_onnx
@@ -11,7 +12,10 @@ from trt_vit.engine import build as building
 from trt_vit.engine.build import build, default_path
 from trt_vit.engine.compare import Comparison
 from trt_vit.engine.describe import describe
+from trt_vit.engine.manifest import BatchProfile
+from trt_vit.engine.onnxruntime import write_engine
 from trt_vit.errors import EngineError, UsageError
+from trt_vit.runtime.openvino import supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trt_vit.engine.bundle import Bundle
+    from trt_vit.engine.manifest import RuntimeName
 
 
 def test_the_manifest_tells_where_everything_came_from(checkpoint: Path, openvino_bundle: Bundle) -> None:
@@ -67,6 +72,55 @@ def test_an_onnx_file_builds_without_further_flags(checkpoint: Path, openvino_bu
     assert bundle.preprocessing() == openvino_bundle.preprocessing()
 
 
+@pytest.fixture(scope="module")
+def fixed_batch(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .onnx file whose batch is 3."""
+    path = tmp_path_factory.mktemp("fixed") / "m.onnx"
+    to_onnx(str(checkpoint), path)
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_fixed_batch_serves_fewer_images(
+    fixed_batch: Path, openvino_bundle: Bundle, tmp_path: Path, runtime: RuntimeName
+) -> None:
+    settings = BuildSettings(source=str(fixed_batch), output=tmp_path / "b", runtime=runtime)
+    bundle = build(settings, lambda _phase: None)
+    assert str(bundle.manifest.batch) == "3,3,3"
+    images = np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    expected = open_runtime("openvino", openvino_bundle.engine_files(), RuntimeOptions(batch_size=4)).lanes[0]
+    lane = open_runtime(runtime, bundle.engine_files(), RuntimeOptions(batch_size=3)).lanes[0]
+    for count in (3, 1, 2):
+        np.testing.assert_allclose(lane.infer(images[:count]), expected.infer(images[:count]), atol=1e-4)
+
+
+def test_a_batch_that_a_fixed_one_does_not_fit_is_refused(fixed_batch: Path, tmp_path: Path) -> None:
+    profile = BatchProfile(min=1, opt=3, max=3)
+    settings = BuildSettings(source=str(fixed_batch), output=tmp_path / "b", batch=profile)
+    with pytest.raises(UsageError, match="fixed batch of 3, which --batch 1,3,3 does not fit"):
+        build(settings, lambda _phase: None)
+
+
+def test_weights_beside_the_model_are_not_for_onnx_runtime(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    (tmp_path / "m.onnx.data").touch()
+    with pytest.raises(EngineError, match="2 GiB"):
+        write_engine(tmp_path / "m.onnx", tmp_path)
+
+
+def test_bf16_says_what_it_was_measured_in(checkpoint: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b", runtime="openvino", precision="bf16")
+    bundle = build(settings, said.append)
+    measured = "bf16" if supports_bf16() else "fp32"
+    assert (bundle.manifest.precision, bundle.manifest.engine.measured_in) == ("bf16", measured)
+    assert any(phase.startswith("note: this CPU has no bf16") for phase in said) == (measured == "fp32")
+
+
 def test_onnx_runtime_has_no_bf16(checkpoint: Path, tmp_path: Path) -> None:
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b", runtime="onnxruntime", precision="bf16")
     with pytest.raises(UsageError, match="no bf16 kernels"):
@@ -95,4 +149,8 @@ def test_logits_that_are_not_numbers_disagree(
 def test_a_bundle_is_named_for_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "deit").mkdir()
     assert default_path(str(tmp_path / "deit"), "fp32", "openvino").as_posix() == "engines/built/deit-fp32-openvino"
+    (tmp_path / "vit-0.2").mkdir()
+    assert default_path(str(tmp_path / "vit-0.2"), "fp32", "openvino").name == "vit-0.2-fp32-openvino"
+    (tmp_path / "m.onnx").touch()
+    assert default_path(str(tmp_path / "m.onnx"), "fp32", "openvino").name == "m-fp32-openvino"
     assert default_path("google/vit", "bf16", "openvino").as_posix() == "engines/built/google--vit-bf16-openvino"

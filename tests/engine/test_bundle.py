@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -123,13 +125,40 @@ def test_a_build_replaces_the_earlier_bundle(copy: Path) -> None:
 
 def test_a_directory_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(OutputError, match="other files in it"), new_bundle(tmp_path):
+    with pytest.raises(OutputError, match="something else than a bundle"), new_bundle(tmp_path):
         pass
+
+
+def test_a_directory_with_a_manifest_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(OutputError, match="something else than a bundle"), new_bundle(tmp_path):
+        pass
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "a web page"}'
+
+
+def test_a_bundle_with_results_in_it_is_not_replaced(copy: Path) -> None:
+    (copy / "predictions.csv").touch()
+    with pytest.raises(OutputError, match=r"holds predictions\.csv"), new_bundle(copy):
+        pass
+    assert (copy / "predictions.csv").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_output(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot write a bundle to .*No space left"), new_bundle(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_has_grown_is_refused(copy: Path) -> None:
+    with (copy / "engine.bin").open("ab") as stream:
+        stream.write(b"!")
+    with pytest.raises(ArtifactError, match="not what the manifest says"):
+        Bundle.open(copy).read("engine.bin")
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is not a bundle"), new_bundle(tmp_path / "file"):
+    with pytest.raises(OutputError, match="cannot write a bundle"), new_bundle(tmp_path / "file"):
         pass
     with pytest.raises(OutputError, match="cannot write a bundle"), new_bundle(tmp_path / "file" / "bundle"):
         pass

@@ -91,6 +91,9 @@ class ListSink:
     def close(self) -> None:
         pass
 
+    def discard(self) -> None:
+        pass
+
 
 def classifier(runtime: FakeRuntime, k: int = 1) -> Classifier:
     preprocessing = Preprocessing(resize=Squash(size=(8, 8)), rescale=None)

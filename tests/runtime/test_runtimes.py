@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trt_vit.engine.bundle import Bundle
+from trt_vit.engine.compare import compare_logits
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime import registry
 from trt_vit.runtime.openvino import OpenVinoRuntime, supports_bf16
@@ -109,12 +110,23 @@ def test_a_batch_of_the_wrong_shape_is_an_error_of_the_runtime(bundle: Bundle) -
         load(bundle).lanes[0].infer(np.zeros((BATCH, 3, 31, 32), dtype=np.float32))
 
 
-def test_bf16_runs_in_bf16_where_the_cpu_has_it(openvino_bundle: Bundle, pixels: NDArray[np.float32]) -> None:
+def test_bf16_runs_in_bf16_where_the_cpu_has_it(
+    openvino_bundle: Bundle, pixels: NDArray[np.float32], expected: NDArray[np.float32]
+) -> None:
     files = openvino_bundle.engine_files()
     files = EngineFiles(files.path, "bf16", files.model, files.read)
     runtime = OpenVinoRuntime(files, RuntimeOptions(batch_size=BATCH))
     assert runtime.inference_precision == ("bf16" if supports_bf16() else "fp32")
-    assert np.isfinite(runtime.lanes[0].infer(pixels[:BATCH])).all()
+    comparison = compare_logits(runtime.lanes[0].infer(pixels[:BATCH]), expected[:BATCH])
+    assert comparison.cosine > 0.99
+    assert (comparison.max_abs_difference > 1e-4) == supports_bf16()
+
+
+def test_an_input_of_another_name_is_found_when_the_engine_is_loaded(onnxruntime_bundle: Bundle) -> None:
+    files = onnxruntime_bundle.engine_files()
+    model = files.model.model_copy(update={"input_name": "x"})
+    with pytest.raises(ArtifactError, match="the engine's input is pixel_values, the manifest's x"):
+        registry.open_runtime("onnxruntime", EngineFiles(files.path, "fp32", model, files.read), RuntimeOptions(1))
 
 
 def test_openvino_chooses_the_lanes_that_fit_the_threads(openvino_bundle: Bundle) -> None:

@@ -41,10 +41,15 @@ def labels_from_config(config: Mapping[str, Any], *, classes: int, path: Path) -
     return tuple(names[index] for index in range(classes))
 
 
+def _is_text(name: str) -> bool:
+    """Whether UTF-8 can hold it: JSON can spell half of a surrogate pair."""
+    return name == name.encode("utf-8", "ignore").decode()
+
+
 def _entry(key: str, name: object, path: Path) -> tuple[int, str]:
     if not key.isdecimal():
         raise CheckpointError(f"{path}: id2label has the index {key!r}, not a number", hint=_LABELS_HINT)
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name.strip() or not _is_text(name):
         raise CheckpointError(f"{path}: id2label[{key}] is {name!r}, not a name", hint=_LABELS_HINT)
     return int(key), name
 

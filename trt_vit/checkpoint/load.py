@@ -8,6 +8,7 @@ from trt_vit.checkpoint.export import Export, export_onnx
 from trt_vit.checkpoint.graph import OPSET
 from trt_vit.checkpoint.onnx_source import copy_onnx
 from trt_vit.checkpoint.source import resolve
+from trt_vit.errors import OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,8 @@ def to_onnx(
         EnvironmentFault: A package of the export extra is missing, or the hub cannot be reached.
         OutputError: ``output`` cannot be written.
     """
+    if output.is_dir():
+        raise OutputError(f"cannot write {output}: it is a directory", hint="name a file in it")
     checkpoint = resolve(source, revision=revision)
     if checkpoint.kind == "onnx":
         return copy_onnx(checkpoint, output, preprocessor=preprocessor, labels=labels)

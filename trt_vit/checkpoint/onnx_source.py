@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _GRAPH_HINT = (
     "export the classifier with one float32 image input [batch, 3, height, width] and one output [batch, classes]"
 )
+_QUANTIZED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger", "QLinearConv"}
+)
 _IMAGE_RANK = 4
 _LOGITS_RANK = 2
 
@@ -46,6 +49,7 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
     """
     model = _load(checkpoint.path)
     where = checkpoint.source
+    _refuse_quantized(model, where)
     input_name, batch, image_size = _image_input(model, where)
     output_name, classes = _logits_output(model, where)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -74,6 +78,13 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
     )
     _write(model, export)
     return export
+
+
+def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
+    kinds = {node.op_type for node in model.graph.node}
+    if kinds & _QUANTIZED:
+        message = f"{where} is quantized already: it has {min(kinds & _QUANTIZED)} nodes"
+        raise CheckpointError(message, hint="pass the model from before its quantization")
 
 
 def _load(path: Path) -> onnx.ModelProto:

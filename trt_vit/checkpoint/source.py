@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ def resolve(source: str, *, revision: str | None = None) -> Checkpoint:
         CheckpointError: The directory is not a checkpoint, or the hub does not give this one.
         EnvironmentFault: The hub cannot be reached and its cache lacks the checkpoint.
     """
-    path = Path(source).expanduser()
-    if source and path.exists():
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 - Path's own raises for an unknown user
+    if source and os.path.exists(path):  # noqa: PTH110 - Path's own raises for a name that is too long
         if revision is not None:
             raise UsageError(f"{source} is a path and has no revision {revision}", hint="drop the revision")
         return _local(source, path)
@@ -94,7 +95,7 @@ def _local(source: str, path: Path) -> Checkpoint:
 def _looks_like_a_path(source: str, path: Path) -> bool:
     return (
         source.startswith(("/", "./", "../", "~"))
-        or source.endswith((".onnx", "/"))
+        or source.endswith((".onnx", ".yaml", ".yml", "/"))
         or (path.parent != Path() and path.parent.exists())
     )
 

@@ -14,14 +14,13 @@ from trt_vit.cli.classify import classify
 from trt_vit.cli.doctor import doctor
 from trt_vit.cli.export import export
 from trt_vit.cli.inspect import inspect
-from trt_vit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, TrtVitError
+from trt_vit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TrtVitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 app = typer.Typer(
     help="Turn a Vision Transformer into an inference engine, and classify directories of images with it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,14 +57,21 @@ def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Errors meant for a person become one line on standard error."""
+    if not arguments:
+        app(["--help"], prog_name="trt-vit", standalone_mode=False)
+        return EXIT_USAGE
     try:
         code = app(list(arguments), prog_name="trt-vit", standalone_mode=False)
+        sys.stdout.flush()
     except TrtVitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
         print(f"error: {' '.join(error.format_message().split())} (see trt-vit --help)", file=sys.stderr)
         return error.exit_code
+    except (OSError, MemoryError) as error:
+        print(f"error: {error or type(error).__name__} (see to the file or device it names)", file=sys.stderr)
+        return EXIT_FAILED
     if code == EXIT_INTERRUPTED:
         print("error: interrupted (run the command again)", file=sys.stderr)
     return code or EXIT_OK

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - Typer reads the annotations
 from typing import Annotated, Any
 
 import typer
-
-_RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 def build_engine(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A recipe (.yaml), a Hugging Face id, a checkpoint directory or .onnx."),
+        typer.Argument(metavar="SOURCE", help="A recipe (.yaml), Hugging Face id, checkpoint directory or .onnx."),
     ],
     output: Annotated[
         Path | None,
@@ -40,13 +38,11 @@ def build_engine(
 ) -> None:
     """Build an engine from a Vision Transformer and leave it as a bundle."""
     from trt_vit.cli.console import note, print_fields, print_json
-    from trt_vit.config import BuildSettings, resolve
+    from trt_vit.config import BuildSettings, resolve_source
     from trt_vit.engine.build import build
     from trt_vit.engine.describe import describe
 
-    recipe = Path(source) if source.lower().endswith(_RECIPE_SUFFIXES) else None
     flags: dict[str, Any] = {
-        "source": None if recipe else source,
         "output": output,
         "precision": precision,
         "runtime": runtime,
@@ -55,7 +51,7 @@ def build_engine(
         "preprocessor": preprocessor,
         "labels": labels,
     }
-    settings = resolve(BuildSettings, flags, recipe=recipe, config=config)
+    settings = resolve_source(BuildSettings, source, flags, config=config)
     bundle = build(settings, note)
     document = describe(bundle)
     if json:

@@ -42,7 +42,7 @@ def classify(
     """Classify images with an engine: one result row for every input, in their order."""
     from trt_vit.cli.console import note, print_json
     from trt_vit.config import ClassifySettings, resolve
-    from trt_vit.errors import EXIT_TOO_MANY_FAILURES, InputError
+    from trt_vit.errors import EXIT_TOO_MANY_FAILURES
     from trt_vit.pipeline.classify import classify_inputs
 
     flags: dict[str, Any] = {
@@ -69,9 +69,8 @@ def classify(
         )
     rate = f"{summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s"
     note(f"wrote {settings.output}: {summary.images} images, {summary.failed} failed, {rate}")
+    if summary.failed == summary.images:
+        note(f"warning: no image could be classified; the reasons are in {settings.output}")
     if settings.max_failures is not None and summary.failed > settings.max_failures:
         note(f"error: {summary.failed} images failed, more than --max-failures {settings.max_failures}")
         raise typer.Exit(EXIT_TOO_MANY_FAILURES)
-    if summary.failed == summary.images:
-        message = f"none of the {summary.images} images could be classified"
-        raise InputError(message, hint=f"the reasons are in {settings.output}")

@@ -14,7 +14,7 @@ _LONGEST_LIST = 12
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document, the only thing a command with ``--json`` prints on standard output."""
-    print(json.dumps(document, ensure_ascii=False, indent=2))
+    print(json.dumps(document, indent=2))
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import tempfile
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 BUILT = Path("engines", "built")
 """Where bundles go that are given no place."""
 
+DEFAULT_BATCH = BatchProfile(min=1, opt=8, max=32)
 _REFERENCE_IMAGES = 8
 _LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "bf16": 0.99}
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "pillow", "torch", "transformers")
@@ -84,6 +86,8 @@ def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.B
         names = _write_engine(runtime, export.path, work)
         on_phase("comparing with the fp32 reference")
         engine = _measure(runtime, settings.precision, export, work, names)
+        if engine.measured_in != settings.precision:
+            on_phase(f"note: this CPU has no {settings.precision} arithmetic: compared in {engine.measured_in}")
         (work / bundles.PREPROCESSING).write_text(export.preprocessing.model_dump_json(indent=2), encoding="utf-8")
         (work / bundles.LABELS).write_text(json.dumps(export.labels, ensure_ascii=False, indent=0), encoding="utf-8")
         manifest = _manifest(work, export, engine, runtime=runtime, precision=settings.precision, batch=batch)
@@ -93,7 +97,9 @@ def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.B
 
 def default_path(source: str, precision: Precision, runtime: RuntimeName) -> Path:
     """Return where the bundle of a source goes by default: named for what it was made from and for."""
-    name = Path(source).resolve().stem if Path(source).exists() else source.replace("/", "--")
+    path = os.path.expanduser(source)  # noqa: PTH111 - as the checkpoint's own resolution reads it
+    local = os.path.basename(os.path.realpath(path)).removesuffix(".onnx")  # noqa: PTH119
+    name = local if os.path.exists(path) else source.replace("/", "--")  # noqa: PTH110
     return BUILT / f"{name}-{precision}-{runtime}"
 
 
@@ -103,11 +109,15 @@ def _refuse_unsupported(runtime: RuntimeName, precision: Precision) -> None:
         raise UsageError(message, hint="use --runtime openvino, or --precision fp32")
 
 
-def _batch_profile(asked: BatchProfile, export: Export) -> BatchProfile:
+def _batch_profile(asked: BatchProfile | None, export: Export) -> BatchProfile:
     """Return the batch sizes the engine will take: those asked for, or the only one that the ONNX has."""
     if export.batch is None:
-        return asked
-    return BatchProfile(min=export.batch, opt=export.batch, max=export.batch)
+        return asked or DEFAULT_BATCH
+    fixed = BatchProfile(min=export.batch, opt=export.batch, max=export.batch)
+    if asked not in (None, fixed):
+        message = f"{export.source} has a fixed batch of {export.batch}, which --batch {asked} does not fit"
+        raise UsageError(message, hint="leave out --batch, or export the model with a dynamic batch")
+    return fixed
 
 
 def _write_engine(runtime: RuntimeName, onnx: Path, directory: Path) -> tuple[str, ...]:
@@ -144,6 +154,7 @@ def _measure(
         fused_attention=statistics.fused_attention,
         weights_bytes=max((directory / name).stat().st_size for name in names),
         int8_coverage=0.0,
+        measured_in=loaded.inference_precision,
         agreement=comparison.agreement,
         cosine=comparison.cosine,
         max_abs_difference=comparison.max_abs_difference,

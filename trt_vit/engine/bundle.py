@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Bundle:
             UsageError: There is no such directory.
             ArtifactError: It is not a bundle, or one of another format.
         """
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - Path's own raises for a name that is too long
             raise UsageError(f"no bundle at {path}", hint="build one with trt-vit build-engine SOURCE -o BUNDLE")
         file = path / MANIFEST
         try:
@@ -74,7 +74,8 @@ class Bundle:
         if record is None:
             raise ArtifactError(f"{self.path}: the manifest lists no {name}", hint=_REBUILD)
         try:
-            data = (self.path / name).read_bytes()
+            with (self.path / name).open("rb") as stream:
+                data = stream.read(record.bytes + 1)
         except OSError as error:
             raise ArtifactError(f"{self.path / name}: {error.strerror}", hint=_REBUILD) from error
         if hashlib.sha256(data).hexdigest() != record.sha256:
@@ -151,37 +152,47 @@ def new_bundle(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: ``path`` holds something that is not a bundle, or cannot be written.
     """
-    _refuse_foreign(path)
+    place = path.resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        _refuse_foreign(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".partial", dir=place.parent) as scratch:
+            work = Path(scratch, "new")
+            work.mkdir()
+            yield work
+            _replace_directory(work, place, Path(scratch, "old"))
     except OSError as error:
-        message = f"cannot write a bundle to {path}: {error.strerror}"
-        raise OutputError(message, hint="choose a directory you can write to with -o") from error
-    try:
-        yield work
-        work.chmod(0o755)
-        _replace_directory(work, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        message = f"cannot write a bundle to {path}: {error.strerror or error}"
+        raise OutputError(message, hint="choose a place with room that you can write to with -o") from error
 
 
 def _refuse_foreign(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        raise OutputError(f"{path} exists and is not a bundle", hint="choose another directory with -o")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        message = f"{path} is a directory with other files in it"
-        raise OutputError(message, hint="choose a new directory or an earlier bundle with -o")
+    """Refuse to replace anything but an earlier bundle and nothing else: what is replaced is deleted."""
+    if not path.exists():
+        return
+    names = {file.name for file in path.iterdir()}
+    if not names:
+        return
+    hint = "choose a new directory or an earlier bundle with -o"
+    try:
+        own = {MANIFEST, *Bundle.open(path).manifest.files}
+    except ArtifactError as error:
+        raise OutputError(f"{path} holds something else than a bundle", hint=hint) from error
+    if names - own:
+        raise OutputError(f"{path} holds {min(names - own)}, which is not of the bundle", hint=hint)
 
 
-def _replace_directory(new: Path, path: Path) -> None:
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        path.replace(old)
+def _replace_directory(new: Path, path: Path, old: Path) -> None:
+    """Move ``new`` to ``path``, and what was there to ``old``; it comes back where that fails."""
+    if not path.exists():
         new.replace(path)
-        shutil.rmtree(old)
-    else:
+        return
+    path.replace(old)
+    try:
         new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

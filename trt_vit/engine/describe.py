@@ -35,6 +35,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "checkpoint": manifest.checkpoint.model_dump(mode="json"),
         "export": manifest.export.model_dump(mode="json"),
         "against_fp32": {
+            "measured_in": engine.measured_in,
             "agreement": engine.agreement,
             "cosine": engine.cosine,
             "max_abs_difference": engine.max_abs_difference,

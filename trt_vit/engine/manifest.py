@@ -104,6 +104,8 @@ class EngineRecord(_Record):
         fused_attention: How many of them are whole attentions (one scaled-dot-product kernel).
         weights_bytes: Bytes of weights in the engine.
         int8_coverage: Share of the multiply-accumulates of linear layers that run in INT8, 0 to 1.
+        measured_in: Precision that the three figures below were measured in: the machine that built a bf16 engine may
+            have run it in fp32.
         agreement: Share of the reference images with the same top-1 as ONNX Runtime in fp32, 0 to 1.
         cosine: Mean cosine similarity of the logits with ONNX Runtime's in fp32, -1 to 1.
         max_abs_difference: Largest difference of a logit from ONNX Runtime's in fp32.
@@ -113,6 +115,7 @@ class EngineRecord(_Record):
     fused_attention: NonNegativeInt
     weights_bytes: NonNegativeInt
     int8_coverage: float = Field(ge=0, le=1)
+    measured_in: Precision
     agreement: float = Field(ge=0, le=1)
     cosine: float
     max_abs_difference: float

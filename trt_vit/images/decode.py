@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_956_970
 """Largest number of pixels that is decoded: Pillow's own limit, above which it calls a file a decompression bomb."""
 
+MAX_BYTES = 2**30
+"""Largest file that is read: well above any image of ``MAX_PIXELS`` pixels in a compressed format."""
+
 _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -77,7 +80,7 @@ def read_image(path: str) -> bytes:
     """The bytes of the regular file ``path``, never waiting for a FIFO or a device.
 
     Raises:
-        ImageError: The file is missing, not readable, or not a regular file.
+        ImageError: The file is missing, not readable, not a regular file, or larger than ``MAX_BYTES``.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -86,8 +89,11 @@ def read_image(path: str) -> bytes:
     except ValueError as error:
         raise ImageError(f"not a file name: {error}") from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"file has {status.st_size} bytes, more than the limit of {MAX_BYTES}")
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.readall()
     except OSError as error:

@@ -1,6 +1,6 @@
 """From what the user names to the list of image paths, one row each, in an order that is the same on every machine."""
 
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH122, PTH123, PTH206, PTH207
+# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH122, PTH206, PTH207
 # A million paths are cheap as strings, and Path would lose how a path is spelled ("./x", "a//b").
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import glob
 import os
 from typing import TYPE_CHECKING
 
-from trt_vit.errors import InputError, UsageError
+from trt_vit.errors import ImageError, InputError, UsageError
+from trt_vit.images.decode import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -68,10 +69,9 @@ def _expand(name: str) -> Iterable[str]:
 def _read_list(name: str) -> Iterator[str]:
     """Lines may end as on Windows; bytes that are not UTF-8 stay what they are in the file's name."""
     try:
-        with open(name, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"cannot read the list {name!r}: {error.strerror}", hint="check its permissions") from error
+        data = read_image(name)
+    except ImageError as error:
+        raise InputError(f"cannot use the list {name!r}: {error}", hint="check the file") from error
     for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         path = line.removesuffix(b"\r")
         if path.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from trt_vit.engine.bundle import Bundle
@@ -16,7 +17,7 @@ from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from trt_vit.config import ClassifySettings
@@ -39,6 +40,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     bundle = Bundle.open(bundle_path)
     options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
     paths = list_images(settings.inputs)
+    _refuse_overwriting(settings.output, paths)
     labels = bundle.labels()
     k = min(settings.top_k, len(labels))
     with open_sink(settings.output, k) as sink:
@@ -82,6 +84,13 @@ def _batch_size(bundle: Bundle, asked: int | None) -> int:
         message = f"--batch-size {asked} is outside what {bundle.path} was built for ({profile.min} to {profile.max})"
         raise UsageError(message, hint=f"use {profile.opt}, or build again with --batch MIN,OPT,MAX")
     return asked
+
+
+def _refuse_overwriting(output: Path, paths: Sequence[str]) -> None:
+    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix."""
+    suspects = (path for path in paths if path.endswith(output.suffix))
+    if output.exists() and any(os.path.exists(path) and output.samefile(path) for path in suspects):  # noqa: PTH110
+        raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 
 
 def _note_precision(bundle: Bundle, classifier: Classifier, note: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ finds a file under that name finds all of it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -36,6 +37,10 @@ class Sink(Protocol):
         """Write what is still held back. The file stays open."""
         ...
 
+    def discard(self) -> None:
+        """Let go of what is held back, after a failure or after ``close``: the file will be closed."""
+        ...
+
 
 @contextmanager
 def open_sink(output: Path, k: int) -> Iterator[Sink]:
@@ -50,21 +55,48 @@ def open_sink(output: Path, k: int) -> Iterator[Sink]:
         OutputError: The file cannot be written.
     """
     make = _sink_class(output)
-    partial, stream = _open_partial(output)
+    place = Path(os.path.realpath(output))
+    partial, stream = _open_partial(place)
+    sink = _NamingSink(make(stream, k), output)
     try:
-        with stream:
-            sink = make(stream, k)
-            try:
-                yield sink
-            finally:
-                sink.close()
+        yield sink
+        with _naming(output):
+            sink.close()
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(output)
+            stream.close()
+            partial.replace(place)
+    finally:
+        sink.discard()
+        with contextlib.suppress(OSError):  # what could not be written here is on its way up already
+            stream.close()
+        partial.unlink(missing_ok=True)
+
+
+class _NamingSink:
+    """Passes rows on, and says of a failure which output it was."""
+
+    def __init__(self, sink: Sink, output: Path) -> None:
+        self._sink = sink
+        self._output = output
+
+    def write(self, rows: Iterable[Row]) -> None:
+        with _naming(self._output):
+            self._sink.write(rows)
+
+    def close(self) -> None:
+        self._sink.close()
+
+    def discard(self) -> None:
+        self._sink.discard()
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise _unwritable(output, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sink_class(output: Path) -> Callable[[IO[bytes], int], Sink]:
@@ -81,7 +113,7 @@ def _open_partial(output: Path) -> tuple[Path, IO[bytes]]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unwritable(output, error) from error
     umask = os.umask(0)
     os.umask(umask)
@@ -89,9 +121,11 @@ def _open_partial(output: Path) -> tuple[Path, IO[bytes]]:
     return Path(name), os.fdopen(handle, "wb")
 
 
-def _unwritable(output: Path, error: OSError) -> OutputError:
-    hint = "choose a place with room that you can write to with -o"
-    return OutputError(f"cannot write {output}: {error.strerror or error}", hint=hint)
+def _unwritable(output: Path, error: OSError | ValueError) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(
+        f"cannot write {output}: {reason}", hint="choose a place with room that you can write to with -o"
+    )
 
 
 def printable(path: str) -> str:
@@ -111,6 +145,9 @@ class JsonLinesSink:
         self._stream.write("".join(lines).encode())
 
     def close(self) -> None:
+        """Nothing is held back."""
+
+    def discard(self) -> None:
         """Nothing is held back."""
 
 
@@ -140,6 +177,9 @@ class CsvSink:
         self._append(self._cells(row) for row in rows)
 
     def close(self) -> None:
+        """Nothing is held back."""
+
+    def discard(self) -> None:
         """Nothing is held back."""
 
     def _cells(self, row: Row) -> list[Any]:
@@ -187,6 +227,12 @@ class ParquetSink:
         if self._held:
             self._write_group()
         self._writer.close()
+
+    def discard(self) -> None:
+        """Close the writer without the rows that it has not seen."""
+        self._held.clear()
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
     def _write_group(self) -> None:
         records = [_flat(row) for row in self._held]

@@ -73,4 +73,6 @@ def load_image(path: str, preprocessor: Preprocessor, out: NDArray[np.float32]) 
             preprocessor(pixels, out)
     except ImageError as error:
         return LoadedImage(str(error), seconds)
+    except MemoryError:
+        return LoadedImage("not enough memory for this image", seconds)
     return LoadedImage(None, seconds)

@@ -11,6 +11,7 @@ import numpy as np
 
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.padding import FixedBatch
 from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ class OnnxRuntimeRuntime:
         self.batch_size = options.batch_size
         self._engine = engine.read(ENGINE)
         self._session = open_session(self._engine, threads=max(1, threads // lanes))
-        self.lanes = [OnnxRuntimeLane(self._session, engine.model.input_name) for _ in range(lanes)]
+        (given,) = self._session.get_inputs()
+        if given.name != engine.model.input_name:
+            message = f"{engine.path}: the engine's input is {given.name}, the manifest's {engine.model.input_name}"
+            raise ArtifactError(message, hint="build the bundle again")
+        fixed = given.shape[0] if isinstance(given.shape[0], int) else None
+        self.lanes = [OnnxRuntimeLane(self._session, given.name, fixed) for _ in range(lanes)]
 
     def statistics(self) -> EngineStatistics:
         """Count the nodes of the graph as ONNX Runtime has optimised it."""
@@ -59,20 +65,22 @@ class OnnxRuntimeRuntime:
 class OnnxRuntimeLane:
     """One caller of the shared session."""
 
-    def __init__(self, session: Any, input_name: str) -> None:
+    def __init__(self, session: Any, input_name: str, fixed_batch: int | None) -> None:
         self._session = session
         self._input_name = input_name
+        self._batch = None if fixed_batch is None else FixedBatch(fixed_batch)
 
     def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run one batch; see ``Lane.infer``."""
+        full = pixels if self._batch is None else self._batch.fill(pixels)
         try:
-            (logits,) = self._session.run(None, {self._input_name: pixels})
+            (logits,) = self._session.run(None, {self._input_name: full})
         except Exception as error:
             if not _raised_by_onnxruntime(error):
                 raise
             message = f"ONNX Runtime failed on a batch of {len(pixels)}: {first_line(error)}"
             raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
-        return np.asarray(logits, dtype=np.float32)
+        return np.asarray(logits[: len(pixels)], dtype=np.float32)
 
 
 def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None = None) -> Any:
@@ -120,7 +128,7 @@ def providers() -> list[tuple[str, dict[str, str]]]:
 def _import_onnxruntime() -> Any:
     try:
         import onnxruntime  # noqa: PLC0415 - late, so that importing trt_vit stays light
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         message = f"ONNX Runtime cannot be imported: {error}"
         raise EnvironmentFault(message, hint="pip install onnxruntime, or onnxruntime-gpu for a GPU") from error
     return onnxruntime

@@ -8,6 +8,7 @@ import numpy as np
 
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.padding import FixedBatch
 from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ class OpenVinoRuntime:
         """
         openvino = import_openvino()
         self.batch_size = options.batch_size
-        self._shape = (options.batch_size, 3, engine.model.height, engine.model.width)
         core = openvino.Core()
         weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
         settings: dict[str, str | int] = {
@@ -51,13 +51,13 @@ class OpenVinoRuntime:
             settings["NUM_STREAMS"] = options.lanes
         try:
             model = core.read_model(engine.read(ENGINE_GRAPH), weights)
-            model.reshape({0: list(self._shape)})
+            model.reshape({0: [options.batch_size, 3, engine.model.height, engine.model.width]})
             self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             message = f"OpenVINO cannot load {engine.path}: {failure_reason(error)}"
             raise ArtifactError(message, hint="build the bundle again with this version of OpenVINO") from error
         requests = options.lanes or self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self.lanes = [OpenVinoLane(self._compiled, self._shape) for _ in range(requests)]
+        self.lanes = [OpenVinoLane(self._compiled, options.batch_size) for _ in range(requests)]
 
     @property
     def inference_precision(self) -> Precision:
@@ -76,16 +76,15 @@ class OpenVinoRuntime:
 class OpenVinoLane:
     """One inference request. The input array is read in place, not copied."""
 
-    def __init__(self, compiled: Any, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, compiled: Any, batch_size: int) -> None:
         self._request = compiled.create_infer_request()
         self._tensor = import_openvino().Tensor
-        self._shape = shape
-        self._padded: NDArray[np.float32] | None = None
+        self._batch = FixedBatch(batch_size)
 
     def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run one batch; see ``Lane.infer``."""
         count = len(pixels)
-        full = pixels if count == self._shape[0] else self._pad(pixels)
+        full = self._batch.fill(pixels)
         try:
             # start_async and wait, rather than infer: the request then runs on its own stream's threads.
             self._request.set_input_tensor(self._tensor(full, shared_memory=True))
@@ -95,12 +94,6 @@ class OpenVinoLane:
             message = f"OpenVINO failed on a batch of {count}: {failure_reason(error)}"
             raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
         return np.array(self._request.get_output_tensor(0).data[:count])
-
-    def _pad(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._padded is None:
-            self._padded = np.zeros(self._shape, dtype=np.float32)
-        self._padded[: len(pixels)] = pixels
-        return self._padded
 
 
 def supports_bf16() -> bool:
@@ -116,7 +109,7 @@ def import_openvino() -> Any:
     """
     try:
         import openvino  # noqa: PLC0415 - late, so that importing trt_vit stays light
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         message = f"OpenVINO cannot be imported: {error}"
         raise EnvironmentFault(message, hint="pip install openvino, or build for --runtime onnxruntime") from error
     return openvino

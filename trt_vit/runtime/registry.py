@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,15 @@ PREFERENCE: tuple[RuntimeName, ...] = ("openvino", "onnxruntime")
 def installed() -> list[RuntimeName]:
     """Return the runtimes whose package is installed, the preferred one first."""
     return [name for name in PREFERENCE if find_spec(name) is not None]
+
+
+def failure(name: RuntimeName) -> str | None:
+    """Return why an installed runtime's package cannot be imported, on one line, or None where it can."""
+    try:
+        import_module(name)
+    except (ImportError, OSError) as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def choose() -> RuntimeName:
