@@ -10,6 +10,9 @@ timed, the first batch of each contender is a warm-up. Contenders:
     bare           OpenVINO alone on the same images, already preprocessed; same precision, requests and batch
     hugging face   Pillow, ViTImageProcessorPil and the torch model in fp32, a batch after the other
 
+Beside them stands the fp32 ceiling of the machine: what its cores reach in a large matrix product, by numpy or torch,
+measured in the same rounds, over the operations of one image. An fp32 contender does not get far above it.
+
 bf16 is measured where the CPU has it. Without --images, photos of 500 x 375 are made of noise.
 """
 
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
     from trt_vit.engine.manifest import Precision
 
 BATCH = 8
+OPERATIONS = 2 * 17.58e9
+"""Floating-point operations of ViT-B/16 for one image of 224 x 224: two for each multiply-accumulate."""
 IMAGES = 64
 SMALL_IMAGES = (1_000, 10_000)
 
@@ -153,11 +158,26 @@ def measure_throughput(
     for run in contenders.values():
         run(BATCH)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
+    ceilings = []
     for number in range(rounds):
+        ceilings.append(matrix_product_rate() / OPERATIONS)
         for name, run in contenders.items():
             rates[name].append(len(paths) / run(len(paths)))
         print(f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.2f}" for name, rate in rates.items()), flush=True)
+    rates["fp32 ceiling"] = ceilings
     return summarize(rates, list(engines))
+
+
+def matrix_product_rate() -> float:
+    """Return the operations a second of an fp32 product of the size it has in the MLP, the best of numpy and torch."""
+    a, b = torch.randn(BATCH * 197, 768), torch.randn(768, 3072)
+    seconds = []
+    for product in (lambda: torch.mm(a, b), lambda: np.matmul(a.numpy(), b.numpy())):
+        for _ in range(20):
+            started = time.perf_counter()
+            product()
+            seconds.append(time.perf_counter() - started)
+    return 2 * BATCH * 197 * 768 * 3072 / min(seconds)
 
 
 def summarize(rates: dict[str, list[float]], precisions: Sequence[Precision]) -> dict[str, Any]:
@@ -167,6 +187,7 @@ def summarize(rates: dict[str, list[float]], precisions: Sequence[Precision]) ->
         print(f"{name:<32}{statistics.median(values):>10.2f}")
     pairs = [(f"pipeline {precision}", f"bare {precision}") for precision in precisions]
     pairs += [(f"pipeline {precision}", "hugging face fp32") for precision in precisions]
+    pairs += [("fp32 ceiling", "hugging face fp32")]
     print(f"\n{'':<44}{'ratio':>7}{'lowest':>9}{'highest':>9}")
     ratios = {}
     for ours, peer in pairs:
