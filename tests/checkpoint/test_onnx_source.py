@@ -241,3 +241,21 @@ def test_missing_onnx(tmp_path: Path, flags: Flags, monkeypatch: pytest.MonkeyPa
     with pytest.raises(EnvironmentFault, match="onnx") as caught:
         to_onnx(str(source), tmp_path / "copy.onnx", **flags)
     assert caught.value.hint == "pip install 'trt-vit[export]'"
+
+
+def test_a_quantized_model_is_refused(tmp_path: Path, flags: Flags) -> None:
+    model = onnx.load(classifier(tmp_path / "m.onnx"))
+    scale = onnx.numpy_helper.from_array(np.array(0.1, dtype=np.float32), "scale")
+    model.graph.initializer.append(scale)
+    product = model.graph.node[1]
+    product.input[0] = "dequantized"
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", ["means", "scale"], ["quantized"]),
+        onnx.helper.make_node("DequantizeLinear", ["quantized", "scale"], ["dequantized"]),
+    ]
+    nodes = [model.graph.node[0], *pair, product]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "q.onnx")
+    with pytest.raises(CheckpointError, match="is quantized already: it has DequantizeLinear nodes"):
+        to_onnx(str(tmp_path / "q.onnx"), tmp_path / "out.onnx", **flags)

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 from tests.images.samples import encoded, exif, one_of_each, picture
 from tests.support.data import sample_photos
 from trt_vit.errors import ImageError
-from trt_vit.images.decode import MAX_PIXELS, decode, read_image
+from trt_vit.images.decode import MAX_BYTES, MAX_PIXELS, decode, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -373,3 +373,11 @@ def test_decoding_in_threads_gives_the_same_pixels() -> None:
     with ThreadPoolExecutor(4) as pool:
         for name, decoded in zip(names, pool.map(lambda name: decode(WHOLE[name]), names), strict=True):
             np.testing.assert_array_equal(decoded, expected[name])
+
+
+def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: it takes no room on the disk
+    with pytest.raises(ImageError, match=f"file has {MAX_BYTES + 1} bytes, more than the limit of {MAX_BYTES}"):
+        read_image(str(path))

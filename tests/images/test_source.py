@@ -140,3 +140,9 @@ def test_what_may_not_be_read_is_named() -> None:
     with pytest.raises(InputError, match=r"cannot read the list 'list.txt': Permission denied"):
         list_images(["list.txt"])
     Path("d/closed").chmod(0o700)
+
+
+def test_a_list_that_is_no_regular_file_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(InputError, match=r"cannot use the list .*list\.txt.*not a regular file"):
+        list_images([str(tmp_path / "list.txt")])
