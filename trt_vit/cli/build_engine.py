@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trt_vit.cli.options import Config, Json, Labels, Preprocessor, Revision, Source
+
 
 def build_engine(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="A recipe (.yaml), Hugging Face id, checkpoint directory or .onnx."),
-    ],
+    source: Source,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="BUNDLE", help="The bundle to write.", show_default="engines/built/…"),
@@ -24,20 +23,14 @@ def build_engine(
     batch: Annotated[
         str | None, typer.Option(metavar="MIN,OPT,MAX", help="Batch sizes to build for.", show_default="1,8,32")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a Hugging Face id.")] = None,
-    preprocessor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A preprocessor_config.json to use in place of SOURCE's.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text file, one label a line, to use in place of SOURCE's.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Defaults to use.", show_default="./config.yaml")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document about the bundle.")] = False,
+    revision: Revision = None,
+    preprocessor: Preprocessor = None,
+    labels: Labels = None,
+    config: Config = None,
+    json: Json = False,
 ) -> None:
     """Build an engine from a Vision Transformer and leave it as a bundle."""
-    from trt_vit.cli.console import note, print_fields, print_json
+    from trt_vit.cli.console import note, print_document
     from trt_vit.config import BuildSettings, resolve_source
     from trt_vit.engine.build import build
     from trt_vit.engine.describe import describe
@@ -52,9 +45,4 @@ def build_engine(
         "labels": labels,
     }
     settings = resolve_source(BuildSettings, source, flags, config=config)
-    bundle = build(settings, note)
-    document = describe(bundle)
-    if json:
-        print_json(document)
-    else:
-        print_fields(document)
+    print_document(describe(build(settings, note)), as_json=json)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trt_vit.cli.options import Bundle, Config, Json
+
 
 def classify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle that build-engine made.")],
+    bundle: Bundle,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -34,13 +36,11 @@ def classify(
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", metavar="FILE", help="A pipeline recipe (.yaml) with any of these.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Defaults to use.", show_default="./config.yaml")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document about the run.")] = False,
+    config: Config = None,
+    json: Json = False,
 ) -> None:
     """Classify images with an engine: one result row for every input, in their order."""
-    from trt_vit.cli.console import note, print_json
+    from trt_vit.cli.console import note, print_document
     from trt_vit.config import ClassifySettings, resolve
     from trt_vit.errors import EXIT_TOO_MANY_FAILURES
     from trt_vit.pipeline.classify import classify_inputs
@@ -56,7 +56,7 @@ def classify(
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)
     summary = classify_inputs(bundle, settings, note)
     if json:
-        print_json(
+        print_document(
             {
                 "images": summary.images,
                 "ok": summary.images - summary.failed,
@@ -65,7 +65,8 @@ def classify(
                 "images_per_second": round(summary.images_per_second, 2),
                 "output": str(settings.output),
                 "stages": {stage: round(seconds, 3) for stage, seconds in summary.stages.items()},
-            }
+            },
+            as_json=True,
         )
     rate = f"{summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s"
     note(f"wrote {settings.output}: {summary.images} images, {summary.failed} failed, {rate}")

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 _LONGEST_LIST = 12
 
 
-def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document, the only thing a command with ``--json`` prints on standard output."""
-    print(json.dumps(document, indent=2))
+def print_document(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a result: as one JSON document, the only thing on standard output, or for a person."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        _print_fields(document)
 
 
-def print_fields(fields: Mapping[str, Any]) -> None:
+def _print_fields(fields: Mapping[str, Any]) -> None:
     """Print names and values in two columns; a nested mapping is indented under its name."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():

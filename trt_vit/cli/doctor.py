@@ -1,24 +1,23 @@
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from trt_vit.cli.options import Json
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
-    """Tell what this machine has, which runtimes work on it, and how to mend what is missing."""
-    from trt_vit.cli.console import print_fields, print_json
+
+def doctor(json: Json = False) -> None:
+    """Tell what this machine has, which runtimes load on it, and how to mend what is missing."""
+    from trt_vit.cli.console import print_document
     from trt_vit.doctor import examine
     from trt_vit.errors import EXIT_ENVIRONMENT
 
     report = examine()
+    found = report["findings"]
     if json:
-        print_json(report)
+        print_document(report, as_json=True)
     else:
-        found = report.pop("findings")
-        print_fields(report)
+        print_document({key: value for key, value in report.items() if key != "findings"}, as_json=False)
         for finding in found:
             print(f"{'error' if finding['fatal'] else 'note'}: {finding['problem']} ({finding['fix']})")
-        report["findings"] = found
-    if any(finding["fatal"] for finding in report["findings"]):
+    if any(finding["fatal"] for finding in found):
         raise typer.Exit(EXIT_ENVIRONMENT)

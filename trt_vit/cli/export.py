@@ -1,27 +1,20 @@
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trt_vit.cli.options import Config, Labels, Preprocessor, Revision, Source
+
 
 def export(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="A recipe (.yaml), Hugging Face id, checkpoint directory or .onnx."),
-    ],
+    source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")],
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a Hugging Face id.")] = None,
-    preprocessor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A preprocessor_config.json to use in place of SOURCE's.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text file, one label a line, to use in place of SOURCE's.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Defaults to use.", show_default="./config.yaml")
-    ] = None,
+    revision: Revision = None,
+    preprocessor: Preprocessor = None,
+    labels: Labels = None,
+    config: Config = None,
 ) -> None:
     """Export a checkpoint to ONNX, checked against torch, with its preprocessing and labels inside."""
     from trt_vit.checkpoint.load import to_onnx
