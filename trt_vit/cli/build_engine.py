@@ -29,7 +29,10 @@ def build_engine(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Build an engine from a Vision Transformer and leave it as a bundle."""
+    """Build an engine and leave it as a bundle.
+
+    The engine is compared with the fp32 model before it is left.
+    """
     from trt_vit.cli.console import note, print_document
     from trt_vit.config import BuildSettings, resolve_source
     from trt_vit.engine.build import build

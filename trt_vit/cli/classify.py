@@ -13,7 +13,7 @@ def classify(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Images, directories, text lists (.txt, one path a line) or quoted globs.",
             show_default=False,
         ),
@@ -39,7 +39,10 @@ def classify(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Classify images with an engine: one result row for every input, in their order."""
+    """Classify images with an engine.
+
+    Every input gets one result row, in the order of the inputs.
+    """
     from trt_vit.cli.console import note, print_document
     from trt_vit.config import ClassifySettings, resolve
     from trt_vit.errors import EXIT_TOO_MANY_FAILURES

@@ -6,7 +6,10 @@ from trt_vit.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Tell what this machine has, which runtimes load on it, and how to mend what is missing."""
+    """Tell what this machine has and lacks.
+
+    Shows the hardware, the packages, the runtimes that load, and how to mend what does not.
+    """
     from trt_vit.cli.console import print_document
     from trt_vit.doctor import examine
     from trt_vit.errors import EXIT_ENVIRONMENT

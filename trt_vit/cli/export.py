@@ -16,7 +16,10 @@ def export(
     labels: Labels = None,
     config: Config = None,
 ) -> None:
-    """Export a checkpoint to ONNX, checked against torch, with its preprocessing and labels inside."""
+    """Export a checkpoint to ONNX.
+
+    The file is checked against torch, and has the preprocessing and the labels inside.
+    """
     from trt_vit.checkpoint.load import to_onnx
     from trt_vit.cli.console import note
     from trt_vit.config import BuildSettings, resolve_source
