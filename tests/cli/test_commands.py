@@ -117,6 +117,8 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["export", "./no-such-model", "-o", "{tmp}/m.onnx"], 2, "no-such-model"),
         (["build-engine", "{tmp}/none.yaml"], 2, "none.yaml"),
         (["build-engine", "{tmp}/empty", "-o", "{tmp}/b"], 1, "config.json"),
+        (["build-engine", "{tmp}/empty", "-o", "{changed}/engine.bin"], 1, "engine.bin is a file"),
+        (["build-engine", "{tmp}/empty", "-o", "{images}"], 1, "something else than a bundle"),
         (["build-engine", "{headless}", "--precision", "int7"], 2, "'fp32' or 'bf16'"),
         (["frobnicate"], 2, "frobnicate"),
         (["export", "{tmp}/none.yaml", "-o", "{tmp}/m.onnx"], 2, "none.yaml"),

@@ -14,7 +14,7 @@ from trt_vit.engine.compare import Comparison
 from trt_vit.engine.describe import describe
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.onnxruntime import write_engine
-from trt_vit.errors import EngineError, UsageError
+from trt_vit.errors import CheckpointError, EngineError, UsageError
 from trt_vit.runtime.openvino import supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
@@ -126,6 +126,14 @@ def test_onnx_runtime_has_no_bf16(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no bf16 kernels"):
         build(settings, lambda _phase: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    settings = BuildSettings(source=str(tmp_path / "empty"), output=tmp_path / "deep" / "er" / "b")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        build(settings, lambda _phase: None)
+    assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
 def test_an_engine_that_disagrees_is_not_left_behind(

@@ -158,7 +158,7 @@ def test_a_file_that_has_grown_is_refused(copy: Path) -> None:
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write a bundle"), new_bundle(tmp_path / "file"):
+    with pytest.raises(OutputError, match="is a file"), new_bundle(tmp_path / "file"):
         pass
     with pytest.raises(OutputError, match="cannot write a bundle"), new_bundle(tmp_path / "file" / "bundle"):
         pass

@@ -88,6 +88,9 @@ def test_its_facts(bundle: Bundle) -> None:
     assert len(runtime.lanes) >= 1
     statistics = runtime.statistics()
     assert statistics.layers == bundle.manifest.engine.layers > 20
+    # Every parameter is there, in four bytes, and little besides: constants of shapes.
+    parameters = bundle.manifest.checkpoint.parameters
+    assert 4 * parameters * 0.99 < statistics.weights_bytes < 4 * parameters * 1.05
 
 
 def test_a_changed_engine_is_not_loaded(bundle: Bundle, tmp_path: Path) -> None:

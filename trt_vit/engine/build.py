@@ -16,6 +16,7 @@ import numpy as np
 import trt_vit
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine import bundle as bundles
+from trt_vit.engine import onnxruntime, openvino
 from trt_vit.engine.compare import Comparison, compare_logits
 from trt_vit.engine.manifest import (
     FORMAT,
@@ -72,7 +73,8 @@ def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.B
     runtime = registry.choose() if settings.runtime == "auto" else settings.runtime
     _refuse_unsupported(runtime, settings.precision)
     path = settings.output or default_path(settings.source, settings.precision, runtime)
-    with bundles.new_bundle(path) as work, tempfile.TemporaryDirectory(prefix="trt-vit-") as scratch:
+    bundles.refuse_foreign(path)
+    with tempfile.TemporaryDirectory(prefix="trt-vit-") as scratch:
         on_phase("exporting to ONNX")
         export = to_onnx(
             settings.source,
@@ -82,16 +84,16 @@ def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.B
             labels=settings.labels,
         )
         batch = _batch_profile(settings.batch, export)
-        on_phase(f"building the {runtime} engine")
-        names = _write_engine(runtime, export.path, work)
-        on_phase("comparing with the fp32 reference")
-        engine = _measure(runtime, settings.precision, export, work, names)
-        if engine.measured_in != settings.precision:
-            on_phase(f"note: this CPU has no {settings.precision} arithmetic: compared in {engine.measured_in}")
-        (work / bundles.PREPROCESSING).write_text(export.preprocessing.model_dump_json(indent=2), encoding="utf-8")
-        (work / bundles.LABELS).write_text(json.dumps(export.labels, ensure_ascii=False, indent=0), encoding="utf-8")
-        manifest = _manifest(work, export, engine, runtime=runtime, precision=settings.precision, batch=batch)
-        bundles.write_manifest(work, manifest)
+        with bundles.new_bundle(path) as work:
+            on_phase(f"building the {runtime} engine")
+            _write_engine(runtime, export.path, work)
+            on_phase("comparing with the fp32 reference")
+            engine = _measure(runtime, settings.precision, export, work)
+            if engine.measured_in != settings.precision:
+                on_phase(f"note: this CPU has no {settings.precision} arithmetic: compared in {engine.measured_in}")
+            _write_surroundings(work, export)
+            manifest = _manifest(work, export, engine, runtime=runtime, precision=settings.precision, batch=batch)
+            bundles.write_manifest(work, manifest)
     return bundles.Bundle.open(path)
 
 
@@ -120,20 +122,21 @@ def _batch_profile(asked: BatchProfile | None, export: Export) -> BatchProfile:
     return fixed
 
 
-def _write_engine(runtime: RuntimeName, onnx: Path, directory: Path) -> tuple[str, ...]:
-    """Write the engine's files into ``directory`` and return their names."""
+def _write_engine(runtime: RuntimeName, onnx: Path, directory: Path) -> None:
+    """Write the engine's files into ``directory``."""
     if runtime == "openvino":
-        from trt_vit.engine import openvino  # noqa: PLC0415 - only for this runtime
-
-        return openvino.write_engine(onnx, directory)
-    from trt_vit.engine import onnxruntime  # noqa: PLC0415
-
-    return onnxruntime.write_engine(onnx, directory)
+        openvino.write_engine(onnx, directory)
+    else:
+        onnxruntime.write_engine(onnx, directory)
 
 
-def _measure(
-    runtime: RuntimeName, precision: Precision, export: Export, directory: Path, names: tuple[str, ...]
-) -> EngineRecord:
+def _write_surroundings(directory: Path, export: Export) -> None:
+    """Write what a run needs beside the engine: preprocessing and labels."""
+    (directory / bundles.PREPROCESSING).write_text(export.preprocessing.model_dump_json(indent=2), encoding="utf-8")
+    (directory / bundles.LABELS).write_text(json.dumps(export.labels, ensure_ascii=False, indent=0), encoding="utf-8")
+
+
+def _measure(runtime: RuntimeName, precision: Precision, export: Export, directory: Path) -> EngineRecord:
     """Load the engine as a run would, and hold its logits against ONNX Runtime's in fp32.
 
     Raises:
@@ -152,7 +155,7 @@ def _measure(
     return EngineRecord(
         layers=statistics.layers,
         fused_attention=statistics.fused_attention,
-        weights_bytes=max((directory / name).stat().st_size for name in names),
+        weights_bytes=statistics.weights_bytes,
         int8_coverage=0.0,
         measured_in=loaded.inference_precision,
         agreement=comparison.agreement,

@@ -154,7 +154,7 @@ def new_bundle(path: Path) -> Iterator[Path]:
     """
     place = path.resolve()
     try:
-        _refuse_foreign(place)
+        refuse_foreign(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".partial", dir=place.parent) as scratch:
             work = Path(scratch, "new")
@@ -166,14 +166,20 @@ def new_bundle(path: Path) -> Iterator[Path]:
         raise OutputError(message, hint="choose a place with room that you can write to with -o") from error
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Refuse to replace anything but an earlier bundle and nothing else: what is replaced is deleted."""
-    if not path.exists():
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace anything but an earlier bundle and nothing else: what is replaced is deleted.
+
+    Raises:
+        OutputError: ``path`` holds something else.
+    """
+    hint = "choose a new directory or an earlier bundle with -o"
+    if not os.path.exists(path):  # noqa: PTH110 - Path's own raises for a name that is too long
         return
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file", hint=hint)
     names = {file.name for file in path.iterdir()}
     if not names:
         return
-    hint = "choose a new directory or an earlier bundle with -o"
     try:
         own = {MANIFEST, *Bundle.open(path).manifest.files}
     except ArtifactError as error:

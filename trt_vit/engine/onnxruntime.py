@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_engine(onnx: Path, directory: Path) -> tuple[str, ...]:
-    """Write the engine's file into ``directory`` and return its name.
+def write_engine(onnx: Path, directory: Path) -> None:
+    """Write the engine's file into ``directory``.
 
     ONNX Runtime optimises the graph for the machine when it loads it, so what it optimised here would not serve there.
 
@@ -24,4 +24,3 @@ def write_engine(onnx: Path, directory: Path) -> tuple[str, ...]:
         message = "ONNX Runtime loads a model from verified bytes, and this one is larger than the 2 GiB it takes so"
         raise EngineError(message, hint="build for --runtime openvino")
     shutil.copyfile(onnx, directory / ENGINE)
-    return (ENGINE,)

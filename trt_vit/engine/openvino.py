@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trt_vit.errors import EngineError, OutputError
-from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, failure_reason, import_openvino
+from trt_vit.runtime.openvino import ENGINE_GRAPH, failure_reason, import_openvino
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_engine(onnx: Path, directory: Path) -> tuple[str, ...]:
-    """Convert the model and write the engine's files into ``directory``; return their names.
+def write_engine(onnx: Path, directory: Path) -> None:
+    """Convert the model and write the engine's files into ``directory``.
 
     Weights keep the precision they have in the ONNX: OpenVINO would otherwise round them to fp16 on disk.
 
@@ -32,4 +32,3 @@ def write_engine(onnx: Path, directory: Path) -> tuple[str, ...]:
     except RuntimeError as error:
         message = f"OpenVINO cannot write the engine: {failure_reason(error)}"
         raise OutputError(message, hint="choose a place with room with -o") from error
-    return ENGINE_GRAPH, ENGINE_WEIGHTS

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trt_vit.errors import ArtifactError, EnvironmentFault
+from trt_vit.errors import ArtifactError, EnvironmentFault, TrtVitError
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.padding import FixedBatch
 from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from trt_vit.engine.manifest import Precision
@@ -57,9 +60,13 @@ class OnnxRuntimeRuntime:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory, _OPTIMIZED)
             open_session(self._engine, threads=1, optimized=path)
-            nodes = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
-        attention = sum(nodes[kind] for kind in _ATTENTION_NODES)
-        return EngineStatistics(layers=nodes.total(), fused_attention=attention)
+            graph = onnx.load(path).graph
+        nodes = Counter(node.op_type for node in graph.node)
+        return EngineStatistics(
+            layers=nodes.total(),
+            fused_attention=sum(nodes[kind] for kind in _ATTENTION_NODES),
+            weights_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer),
+        )
 
 
 class OnnxRuntimeLane:
@@ -73,13 +80,9 @@ class OnnxRuntimeLane:
     def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run one batch; see ``Lane.infer``."""
         full = pixels if self._batch is None else self._batch.fill(pixels)
-        try:
+        hint = "try a smaller --batch-size or fewer --lanes"
+        with _failures_as(EnvironmentFault, f"ONNX Runtime failed on a batch of {len(pixels)}", hint):
             (logits,) = self._session.run(None, {self._input_name: full})
-        except Exception as error:
-            if not _raised_by_onnxruntime(error):
-                raise
-            message = f"ONNX Runtime failed on a batch of {len(pixels)}: {first_line(error)}"
-            raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
         return np.asarray(logits[: len(pixels)], dtype=np.float32)
 
 
@@ -102,13 +105,9 @@ def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None =
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = engine if isinstance(engine, bytes) else str(engine)
-    try:
+    hint = "build the bundle again with this version of ONNX Runtime"
+    with _failures_as(ArtifactError, "ONNX Runtime cannot load the model", hint):
         return onnxruntime.InferenceSession(source, options, providers=providers())
-    except Exception as error:
-        if not _raised_by_onnxruntime(error):
-            raise
-        message = f"ONNX Runtime cannot load the model: {first_line(error)}"
-        raise ArtifactError(message, hint="build the bundle again with this version of ONNX Runtime") from error
 
 
 def providers() -> list[tuple[str, dict[str, str]]]:
@@ -134,11 +133,13 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _raised_by_onnxruntime(error: Exception) -> bool:
-    """ONNX Runtime's exceptions share no base class of their own, only the module they come from."""
-    return type(error).__module__.startswith("onnxruntime.")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@contextmanager
+def _failures_as(kind: type[TrtVitError], message: str, hint: str) -> Iterator[None]:
+    """Raise ONNX Runtime's exceptions as ours. They share no base class, only the module that they come from."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime."):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise kind(f"{message}: {reason}", hint=hint) from error

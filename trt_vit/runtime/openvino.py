@@ -42,6 +42,7 @@ class OpenVinoRuntime:
         self.batch_size = options.batch_size
         core = openvino.Core()
         weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
+        self._weights_bytes = weights.byte_size
         settings: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": _HINTS[engine.precision],
             "INFERENCE_NUM_THREADS": options.threads or usable_cores(),
@@ -70,7 +71,7 @@ class OpenVinoRuntime:
         kinds = [str(op.get_rt_info()["layerType"].astype(str)) for op in self._compiled.get_runtime_model().get_ops()]
         executed = [kind for kind in kinds if kind not in _NOT_EXECUTED]
         attention = sum(kind in _ATTENTION_LAYERS for kind in executed)
-        return EngineStatistics(layers=len(executed), fused_attention=attention)
+        return EngineStatistics(layers=len(executed), fused_attention=attention, weights_bytes=self._weights_bytes)
 
 
 class OpenVinoLane:

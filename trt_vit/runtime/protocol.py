@@ -68,10 +68,12 @@ class EngineStatistics:
     Attributes:
         layers: Layers executed for one batch, after fusion.
         fused_attention: How many of them are whole attentions.
+        weights_bytes: Bytes of the engine's weights.
     """
 
     layers: int
     fused_attention: int
+    weights_bytes: int
 
 
 @dataclass(frozen=True)
