@@ -41,8 +41,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
     paths = list_images(settings.inputs)
     _refuse_overwriting(settings.output, paths)
-    labels = bundle.labels()
-    k = min(settings.top_k, len(labels))
+    k = min(settings.top_k, bundle.manifest.model.classes)
     with open_sink(settings.output, k) as sink:
         classifier = load_classifier(bundle, options, k=k, decode_threads=settings.decode_threads)
         _note_precision(bundle, classifier, note)
@@ -67,9 +66,9 @@ def load_classifier(bundle: Bundle, options: RuntimeOptions, *, k: int, decode_t
     size = (model.height, model.width)
     return Classifier(
         preprocessor=Preprocessor(bundle.preprocessing(), size),
+        labels=bundle.labels(),
         runtime=open_runtime(bundle.manifest.runtime, bundle.engine_files(), options),
         image_shape=(3, *size),
-        labels=bundle.labels(),
         k=k,
         decode_threads=decode_threads or usable_cores(),
     )

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 ENGINE = "engine.onnx"
 
-
 _OPTIMIZED = "optimized.onnx"
 _ATTENTION_NODES = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention")
 
