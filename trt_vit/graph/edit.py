@@ -1,0 +1,49 @@
+"""What every pass over a graph needs: constants by value, the one user of a tensor, new weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """Return the array behind an initializer or the output of a Constant node, or None for what is computed."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """Return the number that a constant of one element holds, or None for anything else."""
+    array = constant(value)
+    return None if array is None or array.size != 1 else float(array.reshape(-1)[0])
+
+
+def producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """Return the node that makes ``value``, if it is of the default domain and of this operator."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind and node.domain in {"", "ai.onnx"} else None
+
+
+def sole_user(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads ``value``; None if there are several, or if the graph gives it out."""
+    users = {node for node, _ in value.uses()}
+    return next(iter(users)) if len(users) == 1 and not value.is_graph_output() else None
+
+
+def initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Add a weight to the graph under a name that nothing else has, starting with ``name``."""
+    free, count = name, 0
+    while free in graph.initializers:
+        count += 1
+        free = f"{name}_{count}"
+    tensor = ir.tensor(np.ascontiguousarray(array), name=free)
+    value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
