@@ -43,7 +43,7 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Va
     while free in graph.initializers:
         count += 1
         free = f"{name}_{count}"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=free)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=free)  # ascontiguousarray would make a vector of a scalar
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
