@@ -85,7 +85,8 @@ class Bundle:
 
     def engine_files(self) -> EngineFiles:
         """Return what a runtime needs of this bundle."""
-        return EngineFiles(self.path, self.manifest.precision, self.manifest.model, self.read)
+        manifest = self.manifest
+        return EngineFiles(self.path, manifest.precision, manifest.model, manifest.batch, self.read)
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest.

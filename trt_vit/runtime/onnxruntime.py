@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ENGINE = "engine.onnx"
 
 _OPTIMIZED = "optimized.onnx"
+_REORDER_NODES = ("ReorderInput", "ReorderOutput")
 _ATTENTION_NODES = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention")
 
 
@@ -65,6 +66,9 @@ class OnnxRuntimeRuntime:
             layers=nodes.total(),
             fused_attention=sum(nodes[kind] for kind in _ATTENTION_NODES),
             weights_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer),
+            kinds=dict(nodes.most_common()),
+            precisions={"fp32": nodes.total()},
+            reformats=sum(nodes[kind] for kind in _REORDER_NODES),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +22,8 @@ ENGINE_WEIGHTS = "engine.bin"
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _ATTENTION_LAYERS = ("ScaledDotProductAttention", "MHA")
+_REORDER = "Reorder"
+_PRECISIONS = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "I8": "int8", "U8": "int8"}
 _NOT_EXECUTED = ("Input", "Output", "Const", "Result", "Parameter")
 
 
@@ -68,10 +71,18 @@ class OpenVinoRuntime:
 
     def statistics(self) -> EngineStatistics:
         """Count the layers of the graph that OpenVINO executes, from its own report."""
-        kinds = [str(op.get_rt_info()["layerType"].astype(str)) for op in self._compiled.get_runtime_model().get_ops()]
-        executed = [kind for kind in kinds if kind not in _NOT_EXECUTED]
-        attention = sum(kind in _ATTENTION_LAYERS for kind in executed)
-        return EngineStatistics(layers=len(executed), fused_attention=attention, weights_bytes=self._weights_bytes)
+        facts = [op.get_rt_info() for op in self._compiled.get_runtime_model().get_ops()]
+        layers = [(_text(fact, "layerType"), _text(fact, "runtimePrecision")) for fact in facts]
+        executed = [(kind, number) for kind, number in layers if kind not in _NOT_EXECUTED]
+        kinds = Counter(kind for kind, _ in executed)
+        return EngineStatistics(
+            layers=len(executed),
+            fused_attention=sum(kinds[kind] for kind in _ATTENTION_LAYERS),
+            weights_bytes=self._weights_bytes,
+            kinds=dict(kinds.most_common()),
+            precisions=dict(Counter(_PRECISIONS.get(number, number) for _, number in executed).most_common()),
+            reformats=kinds[_REORDER],
+        )
 
 
 class OpenVinoLane:
@@ -95,6 +106,10 @@ class OpenVinoLane:
             message = f"OpenVINO failed on a batch of {count}: {failure_reason(error)}"
             raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
         return np.array(self._request.get_output_tensor(0).data[:count])
+
+
+def _text(facts: Any, key: str) -> str:
+    return str(facts[key].astype(str))
 
 
 def supports_bf16() -> bool:

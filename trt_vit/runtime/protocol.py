@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from trt_vit.engine.manifest import ModelRecord, Precision
+    from trt_vit.engine.manifest import BatchProfile, ModelRecord, Precision
 
 
 class Lane(Protocol):
@@ -69,11 +69,17 @@ class EngineStatistics:
         layers: Layers executed for one batch, after fusion.
         fused_attention: How many of them are whole attentions.
         weights_bytes: Bytes of the engine's weights.
+        kinds: How many layers there are of each kind, in the library's own words.
+        precisions: How many layers compute in each number format, the narrowest of what a layer reads.
+        reformats: How many layers only change the layout or format of a tensor.
     """
 
     layers: int
     fused_attention: int
     weights_bytes: int
+    kinds: Mapping[str, int]
+    precisions: Mapping[str, int]
+    reformats: int
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,12 @@ class EngineFiles:
         path: The directory it lies in, for messages.
         precision: Precision it was built for.
         model: Its interface.
+        batch: Batch sizes it was built for.
         read: Returns the bytes of one of its files, already compared with what was built.
     """
 
     path: Path
     precision: Precision
     model: ModelRecord
+    batch: BatchProfile
     read: Callable[[str], bytes]
