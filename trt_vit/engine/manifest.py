@@ -5,13 +5,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the bundle layout. A reader refuses a format it does not know."""
 
-Precision = Literal["fp32", "bf16"]
-RuntimeName = Literal["openvino", "onnxruntime"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+RuntimeName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -96,25 +105,77 @@ class ExportRecord(_Record):
     max_abs_difference: float | None
 
 
+class TargetRecord(_Record):
+    """What a TensorRT engine was built for, and how.
+
+    Attributes:
+        lanes: Batches that can be in flight at once: optimization profiles in the plan.
+        compute_capability: GPU generation that was built for ahead of time, as ``8.9``; None for the machine's own GPU.
+        gpu: Name of the GPU that it was built on, or None for a build ahead of time.
+        workspace_gib: Most memory that a layer's kernels may use while they run, in GiB; None for all there is.
+        optimization_level: How hard the builder searches, 0 to 5; None for TensorRT's default.
+        aux_streams: Streams that one batch may be spread over; None for TensorRT's default.
+        version_compatible: Whether later versions of TensorRT can load the plan.
+        hardware_compatible: Whether later GPU generations can load the plan.
+    """
+
+    lanes: PositiveInt = 1
+    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None
+    gpu: str | None = None
+    workspace_gib: PositiveFloat | None = None
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    aux_streams: NonNegativeInt | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+class QuantizationRecord(_Record):
+    """The step from floating point to INT8 or FP8.
+
+    Attributes:
+        calibration: Directory of the images, or None for a graph that came with its own Q/DQ nodes.
+        images: How many of them were used.
+        images_sha256: Digest of their names and bytes, in order.
+        quantized: Linear layers that run in the narrow format.
+        left_out: Linear layers that do not, with the reason.
+    """
+
+    calibration: str | None
+    images: NonNegativeInt
+    images_sha256: Sha256 | None
+    quantized: tuple[str, ...]
+    left_out: dict[str, str]
+
+
 class EngineRecord(_Record):
     """The step from ONNX to engine.
 
     Attributes:
         layers: Layers the runtime executes for one batch, after its own fusions.
-        fused_attention: How many of them are whole attentions (one scaled-dot-product kernel).
+        kinds: How many there are of each kind, in the runtime's own words.
+        precisions: How many compute in each number format, the narrowest of what a layer reads.
+        fused_attention: How many are whole attentions (one scaled-dot-product kernel).
+        attentions: How many attentions the graph has: what ``fused_attention`` is at best.
+        reformats: How many only change the layout or format of a tensor.
         weights_bytes: Bytes of weights in the engine.
         int8_coverage: Share of the multiply-accumulates of linear layers that run in INT8, 0 to 1.
-        measured_in: Precision that the three figures below were measured in: the machine that built a bf16 engine may
-            have run it in fp32.
+        measured_on: What the three figures below were measured on: the engine; or, where a build ahead of time leaves
+            none to run, the graph that it was built from, by ONNX Runtime on the CPU.
+        measured_in: Precision that they were measured in: the machine that built a bf16 engine may have run it in fp32.
         agreement: Share of the reference images with the same top-1 as ONNX Runtime in fp32, 0 to 1.
         cosine: Mean cosine similarity of the logits with ONNX Runtime's in fp32, -1 to 1.
         max_abs_difference: Largest difference of a logit from ONNX Runtime's in fp32.
     """
 
     layers: PositiveInt
+    kinds: dict[str, PositiveInt]
+    precisions: dict[str, PositiveInt]
     fused_attention: NonNegativeInt
+    attentions: NonNegativeInt
+    reformats: NonNegativeInt
     weights_bytes: NonNegativeInt
     int8_coverage: float = Field(ge=0, le=1)
+    measured_on: Literal["engine", "graph"]
     measured_in: Precision
     agreement: float = Field(ge=0, le=1)
     cosine: float
@@ -129,11 +190,13 @@ class Manifest(_Record):
         created: UTC time of the build, ISO 8601.
         runtime: The runtime that executes the engine.
         precision: Precision that was asked for; a CPU without bf16 runs a bf16 bundle in fp32 and says so.
+        target: What a TensorRT engine was built for; None for the other runtimes.
+        quantization: How an INT8 or FP8 engine came by its ranges; None for the other precisions.
         files: Every other file of the bundle by name.
         versions: Version of each package that took part in the build.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     created: str
     runtime: RuntimeName
     precision: Precision
@@ -141,6 +204,8 @@ class Manifest(_Record):
     checkpoint: CheckpointRecord
     model: ModelRecord
     export: ExportRecord
+    target: TargetRecord | None
+    quantization: QuantizationRecord | None
     engine: EngineRecord
     files: dict[PlainName, FileRecord]
     versions: dict[str, str]

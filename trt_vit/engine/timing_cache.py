@@ -1,0 +1,78 @@
+"""What TensorRT measured in earlier builds, kept on disk: later builds on the GPU take a fraction of the time.
+
+One file a version of TensorRT and a GPU, as measurements of one say nothing about another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import tensorrt as trt
+
+    from trt_vit.cuda.driver import Gpu
+    from trt_vit.runtime.tensorrt_family import Family
+
+
+class TimingCache:
+    """One version's and GPU's measurements. A file that TensorRT does not accept counts as none.
+
+    Args:
+        directory: Where the files lie; made when something is stored.
+        family: Whose measurements.
+        gpu: On which GPU.
+    """
+
+    def __init__(self, directory: Path, family: Family, gpu: Gpu) -> None:
+        plain = "".join(letter if letter.isalnum() else "-" for letter in gpu.name)
+        self.path = directory / f"{family.name}-{family.version}-{plain}-sm{gpu.compute_capability}.timing"
+
+    def give(self, config: trt.IBuilderConfig) -> None:
+        """Let a build use what is stored, and add to it."""
+        try:
+            data = self.path.read_bytes()
+        except OSError:
+            data = b""
+        cache = config.create_timing_cache(data)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def take(self, config: trt.IBuilderConfig) -> None:
+        """Store what a build has added. Builds that end at the same time add to each other's; a full disk is no error.
+
+        The file is replaced in one step, under a lock that is held from reading to writing it.
+        """
+        try:
+            with self._locked():
+                cache = config.get_timing_cache()
+                if self.path.exists():
+                    cache.combine(config.create_timing_cache(self.path.read_bytes()), ignore_mismatch=False)
+                _write(self.path, bytes(cache.serialize()))
+        except OSError:
+            return  # the engine is built: the next build measures again
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+def _write(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        try:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.replace(stream.name, path)  # noqa: PTH105
+        except OSError:
+            os.unlink(stream.name)  # noqa: PTH108
+            raise
