@@ -1,0 +1,236 @@
+"""One batch in flight on the GPU: copy in, execute, copy out, wait."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from trt_vit.errors import EnvironmentFault
+from trt_vit.runtime.tensorrt_cache import KernelCache
+from trt_vit.runtime.tensorrt_family import last_error
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import numpy as np
+    import tensorrt as trt
+    import tensorrt_rtx as rtx
+    from numpy.typing import NDArray
+
+    from trt_vit.cuda.device import Device, Graph
+    from trt_vit.runtime.tensorrt_family import Family, Log
+
+_CONTEXTS = 4
+"""Batch sizes that a lane is ready for at the same time: the full batch, the last one of a run, and two more."""
+_HINT = "try a smaller --batch-size or fewer --lanes"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a lane binds to the engine's two tensors.
+
+    Attributes:
+        input_name: Name of the images' tensor.
+        output_name: Name of the logits' tensor.
+        image_shape: Sizes of one image, (3, height, width).
+        classes: Number of logits of one image.
+        smallest: Smallest batch that the engine takes: below it, a batch is filled up.
+        largest: Largest batch that the lane is given room for.
+    """
+
+    input_name: str
+    output_name: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    smallest: int
+    largest: int
+
+
+class Contexts(Protocol):
+    """Where a lane gets its execution contexts from."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether the lane captures CUDA graphs, for which it takes a context for each batch size.
+
+        A graph holds the state of the context that it was captured from, which must not change afterwards.
+        """
+        ...
+
+    def create(self) -> trt.IExecutionContext | None:
+        """Create a context, or return None if TensorRT cannot."""
+        ...
+
+    def compiling(self, count: int) -> AbstractContextManager[None]:
+        """Surround a run of a batch of ``count``, which may compile kernels."""
+        ...
+
+
+class TensorRtContexts:
+    """One lane's contexts of TensorRT. They never run at the same time, so they share the memory of the activations.
+
+    Args:
+        family: TensorRT.
+        engine: The engine.
+        device: Where it is loaded.
+    """
+
+    captures = True
+
+    def __init__(self, family: Family, engine: trt.ICudaEngine, device: Device) -> None:
+        self._family = family
+        self._engine = engine
+        self._activations = device.allocate(max(1, engine.device_memory_size_v2))
+
+    def create(self) -> trt.IExecutionContext | None:
+        """See ``Contexts.create``."""
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = self._family.bindings
+        context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is not None:
+            context.set_device_memory(self._activations.address, self._activations.nbytes)
+        return context
+
+    def compiling(self, count: int) -> AbstractContextManager[None]:  # noqa: ARG002 - TensorRT compiles when it builds
+        """See ``Contexts.compiling``."""
+        return nullcontext()
+
+
+class RtxContexts:
+    """All lanes' contexts of TensorRT for RTX, which captures CUDA graphs itself and compiles kernels as it runs.
+
+    Kernels are compiled for the very shape when it is first run: the library's default, to run others meanwhile, would
+    make the logits of a run depend on timing.
+
+    Args:
+        family: TensorRT for RTX.
+        engine: The engine.
+        path: Where its compiled kernels are kept.
+    """
+
+    captures = False
+
+    def __init__(self, family: Family, engine: trt.ICudaEngine, path: Path) -> None:
+        if TYPE_CHECKING:
+            import tensorrt_rtx as rtx
+        else:
+            rtx = family.bindings
+        self._engine = cast("rtx.ICudaEngine", engine)
+        self._config = self._engine.create_runtime_config()
+        self._config.cuda_graph_strategy = rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        specialization = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._config.dynamic_shapes_kernel_specialization_strategy = specialization
+        cache = self._config.create_runtime_cache()
+        self._kernels = KernelCache(cache, path)
+        self._config.set_runtime_cache(cache)
+
+    def create(self) -> trt.IExecutionContext | None:
+        """See ``Contexts.create``."""
+        return cast("trt.IExecutionContext | None", self._engine.create_execution_context(self._config))
+
+    def compiling(self, count: int) -> AbstractContextManager[None]:
+        """See ``Contexts.compiling``."""
+        return self._kernels.compiling(count)
+
+
+@dataclass
+class _Batch:
+    """A context, the batch size it is set to, how often it has run, and the graph of a run."""
+
+    context: trt.IExecutionContext
+    rows: int = 0
+    runs: int = 0
+    graph: Graph | None = None
+
+
+class TensorRtLane:
+    """A stream, buffers that stay where they are, and a context for each of the last few batch sizes.
+
+    Args:
+        device: Where the engine is loaded; current in the calling thread.
+        family: For messages.
+        log: What TensorRT says.
+        contexts: Where contexts come from.
+        binding: The engine's tensors.
+        profile: Optimization profile of the contexts.
+    """
+
+    def __init__(
+        self, device: Device, family: Family, log: Log, contexts: Contexts, binding: Binding, *, profile: int
+    ) -> None:
+        self._device = device
+        self._family = family
+        self._log = log
+        self._contexts = contexts
+        self._binding = binding
+        self._profile = profile
+        self._stream = device.stream()
+        self._done = device.event()
+        self._input: NDArray[np.float32] = device.pinned((binding.largest, *binding.image_shape), "float32")
+        self._output: NDArray[np.float32] = device.pinned((binding.largest, binding.classes), "float32")
+        self._device_input = device.allocate(self._input.nbytes)
+        self._device_output = device.allocate(self._output.nbytes)
+        self._batches: dict[int, _Batch] = {}
+
+    def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run one batch; see ``Lane.infer``."""
+        count = len(pixels)
+        if count > self._binding.largest or pixels.shape[1:] != self._binding.image_shape:
+            room = (self._binding.largest, *self._binding.image_shape)
+            raise self._fault(count, f"it has the shape {pixels.shape}, and there is room for {room}")
+        self._input[:count] = pixels
+        # What a batch before left in the rows that fill up a small one does no harm: images do not touch one another.
+        rows = max(count, self._binding.smallest)
+        with self._device.current(), self._contexts.compiling(rows):
+            self._run(rows)
+        return self._output[:count].copy()
+
+    def _run(self, rows: int) -> None:
+        batch = self._batch_of(rows)
+        if batch.runs == 1 and self._contexts.captures:
+            # The second batch of a size is seldom the last, and the first has settled what may not change in a graph.
+            batch.graph = self._stream.capture(lambda: self._enqueue(batch))
+        if batch.graph is None:
+            self._enqueue(batch)
+        else:
+            batch.graph.launch()
+        batch.runs += 1
+        self._stream.record(self._done)
+        self._done.synchronize()
+
+    def _enqueue(self, batch: _Batch) -> None:
+        self._stream.copy_to_device(self._device_input, self._input[: batch.rows])
+        if not batch.context.execute_async_v3(self._stream.handle):
+            raise self._fault(batch.rows, last_error(self._log, "it gives no reason"))
+        self._stream.copy_to_host(self._output[: batch.rows], self._device_output)
+
+    def _batch_of(self, rows: int) -> _Batch:
+        """Return a context that is set to the batch size: the one that last ran it, if it is still there."""
+        key = rows if self._contexts.captures else 0
+        batch = self._batches.pop(key, None) or self._create(rows)
+        self._batches[key] = batch
+        if len(self._batches) > _CONTEXTS:
+            del self._batches[next(iter(self._batches))]  # unused for longest
+        if batch.rows != rows:
+            if not batch.context.set_input_shape(self._binding.input_name, (rows, *self._binding.image_shape)):
+                raise self._fault(rows, last_error(self._log, "the engine refuses its shape"))
+            batch.rows = rows
+        return batch
+
+    def _create(self, rows: int) -> _Batch:
+        context = self._contexts.create()
+        if context is None:
+            raise self._fault(rows, last_error(self._log, "no execution context can be created"))
+        ready = self._profile == 0 or context.set_optimization_profile_async(self._profile, self._stream.handle)
+        ready = ready and context.set_tensor_address(self._binding.input_name, self._device_input.address)
+        ready = ready and context.set_tensor_address(self._binding.output_name, self._device_output.address)
+        if not ready:
+            raise self._fault(rows, last_error(self._log, "the execution context cannot be set up"))
+        return _Batch(context)
+
+    def _fault(self, count: int, reason: str) -> EnvironmentFault:
+        return EnvironmentFault(f"{self._family.title} failed on a batch of {count}: {reason}", hint=_HINT)
