@@ -1,0 +1,272 @@
+"""The device on PyCUDA and cuda-bindings, both replaced by fakes with their calls and errors."""
+
+from __future__ import annotations
+
+import ctypes
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from trt_vit.cuda import device as devices
+from trt_vit.cuda.pycuda_device import PyCudaDevice
+from trt_vit.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+STREAM, EVENT, GRAPH, EXECUTABLE, ADDRESS = 0x77, 0x88, 0x99, 0xAA, 0x10000
+UNSUPPORTED, LAUNCH_FAILED = 901, 719
+
+
+class CudaError(Exception):
+    pass
+
+
+class CudaMemoryError(CudaError):
+    pass
+
+
+class Drivers:
+    """``pycuda.driver`` and ``cuda.bindings.driver``, recording. ``statuses`` makes a function of the latter fail."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.statuses: dict[str, int] = {}
+        self.memory_is_full = False
+        self.copies_fail = False
+        context = SimpleNamespace(
+            push=lambda: self.log.append("push"), pop=lambda: self.log.append("pop"), detach=lambda: None
+        )
+        gpu = SimpleNamespace(
+            name=lambda: "A GPU", compute_capability=lambda: (8, 9), retain_primary_context=lambda: context
+        )
+        self.cuda = ModuleType("pycuda.driver")
+        self.cuda.__dict__.update(
+            Error=CudaError,
+            init=lambda: self.log.append("init"),
+            Device=lambda _number: gpu,
+            Stream=lambda flags: SimpleNamespace(handle=STREAM, flags=flags),
+            mem_get_info=lambda: (1 << 20, 3 << 20),
+            mem_alloc=self._allocate,
+            pagelocked_empty=self._pinned,
+            memcpy_htod_async=lambda address, array, _stream: self._copy(f"to device {address:#x} {array.nbytes}"),
+            memcpy_dtoh_async=lambda array, address, _stream: self._copy(f"to host {address:#x} {array.nbytes}"),
+        )
+        self.bindings = ModuleType("cuda.bindings.driver")
+        self.bindings.__dict__.update(
+            CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1),
+            CUevent_flags=SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2),
+            cuGetErrorString=lambda status: (0, {LAUNCH_FAILED: b"unspecified launch failure"}.get(status)),
+        )
+        for name, values in {
+            "cuEventCreate": (EVENT,),
+            "cuEventDestroy": (),
+            "cuEventRecord": (),
+            "cuEventSynchronize": (),
+            "cuStreamBeginCapture": (),
+            "cuStreamEndCapture": (GRAPH,),
+            "cuGraphInstantiate": (EXECUTABLE,),
+            "cuGraphLaunch": (),
+            "cuGraphDestroy": (),
+            "cuGraphExecDestroy": (),
+        }.items():
+            setattr(self.bindings, name, self._function(name, values))
+
+    def open(self) -> PyCudaDevice:
+        opened = PyCudaDevice(self.cuda, self.bindings)
+        self.log.clear()
+        return opened
+
+    def _function(self, name: str, values: tuple[int, ...]) -> Any:
+        def call(*arguments: int) -> tuple[int, ...]:
+            self.log.append(" ".join([name, *map(hex, arguments)]))
+            status = self.statuses.get(name, 0)
+            return (status, *(0 if status else value for value in values))
+
+        return call
+
+    def _allocate(self, nbytes: int) -> int:
+        if self.memory_is_full:
+            raise CudaMemoryError("cuMemAlloc failed: out of memory")
+        return ADDRESS
+
+    def _pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if self.memory_is_full:
+            raise CudaMemoryError("cuMemHostAlloc failed: out of memory")
+        return np.full(shape, 7, dtype=dtype)
+
+    def _copy(self, what: str) -> None:
+        if self.copies_fail:
+            raise CudaError("cuMemcpyHtoDAsync failed: invalid argument")
+        self.log.append(what)
+
+
+@pytest.fixture
+def drivers() -> Drivers:
+    return Drivers()
+
+
+def test_it_is_current_within_a_block_and_no_longer_even_if_that_fails(drivers: Drivers) -> None:
+    opened = drivers.open()
+    with pytest.raises(ZeroDivisionError), opened.current():
+        assert drivers.log == ["push"]
+        _ = 1 / 0
+    assert drivers.log == ["push", "pop"]
+
+
+def test_its_facts(drivers: Drivers) -> None:
+    opened = drivers.open()
+    assert (opened.name, opened.compute_capability, opened.memory()) == ("A GPU", "8.9", (1 << 20, 3 << 20))
+
+
+def test_copies_go_where_they_should(drivers: Drivers) -> None:
+    opened = drivers.open()
+    stream, memory = opened.stream(), opened.allocate(64)
+    assert (stream.handle, memory.address, memory.nbytes) == (STREAM, ADDRESS, 64)
+    array = opened.pinned((2, 3), "float32")
+    assert array.tolist() == [[0, 0, 0], [0, 0, 0]]
+    stream.copy_to_device(memory, array)
+    stream.copy_to_host(array[:1], memory)
+    assert drivers.log == ["to device 0x10000 24", "to host 0x10000 12"]
+
+
+def test_an_event_waits_without_spinning(drivers: Drivers) -> None:
+    opened = drivers.open()
+    event = opened.event()
+    opened.stream().record(event)
+    event.synchronize()
+    assert event.handle == EVENT
+    assert drivers.log == ["cuEventCreate 0x3", "cuEventRecord 0x88 0x77", "cuEventSynchronize 0x88"]
+    del event
+    assert drivers.log[-1] == "cuEventDestroy 0x88"
+
+
+def test_captured_work_is_launched_as_a_whole(drivers: Drivers) -> None:
+    stream = drivers.open().stream()
+    graph = stream.capture(lambda: drivers.log.append("work"))
+    assert graph is not None
+    graph.launch()
+    del graph
+    assert drivers.log == [
+        "cuStreamBeginCapture 0x77 0x1",
+        "work",
+        "cuStreamEndCapture 0x77",
+        "cuGraphInstantiate 0x99 0x0",
+        "cuGraphDestroy 0x99",
+        "cuGraphLaunch 0xaa 0x77",
+        "cuGraphExecDestroy 0xaa",
+    ]
+
+
+def _refuse() -> None:
+    raise EnvironmentFault("not while capturing", hint="none")
+
+
+def test_a_capture_that_the_work_refuses_is_ended_and_dropped(drivers: Drivers) -> None:
+    assert drivers.open().stream().capture(_refuse) is None
+    assert drivers.log == ["cuStreamBeginCapture 0x77 0x1", "cuStreamEndCapture 0x77", "cuGraphDestroy 0x99"]
+
+
+def test_a_capture_that_cuda_refuses_gives_no_graph(drivers: Drivers) -> None:
+    drivers.statuses["cuStreamEndCapture"] = UNSUPPORTED
+    assert drivers.open().stream().capture(lambda: None) is None
+    assert drivers.log == ["cuStreamBeginCapture 0x77 0x1", "cuStreamEndCapture 0x77"]
+
+
+def test_a_capture_is_ended_whatever_happens(drivers: Drivers) -> None:
+    with pytest.raises(ZeroDivisionError):
+        drivers.open().stream().capture(lambda: drivers.log.append(str(1 / 0)))
+    assert drivers.log[-1] == "cuStreamEndCapture 0x77"
+
+
+def test_full_memory_says_how_much_there_is(drivers: Drivers) -> None:
+    opened = drivers.open()
+    drivers.memory_is_full = True
+    with pytest.raises(EnvironmentFault) as caught:
+        opened.allocate(5 << 20)
+    assert caught.value.message == (
+        "cannot allocate 5 MiB on A GPU: 1 of 3 MiB are free: cuMemAlloc failed: out of memory"
+    )
+    assert "--batch-size" in caught.value.hint
+    with pytest.raises(EnvironmentFault, match="cannot allocate 4 MiB of pinned host memory: cuMemHostAlloc failed"):
+        opened.pinned((1 << 10, 1 << 10), np.float32)
+
+
+def test_failures_of_cuda_are_faults_of_the_environment(drivers: Drivers) -> None:
+    opened = drivers.open()
+    stream, event, memory = opened.stream(), opened.event(), opened.allocate(4)
+    drivers.copies_fail = True
+    failure = "CUDA failed: cuMemcpyHtoDAsync failed: invalid argument"
+    with pytest.raises(EnvironmentFault, match=failure):
+        stream.copy_to_device(memory, np.zeros(1))
+    with pytest.raises(EnvironmentFault, match=failure):
+        stream.copy_to_host(np.zeros(1), memory)
+    drivers.statuses["cuEventSynchronize"] = LAUNCH_FAILED
+    with pytest.raises(EnvironmentFault, match="CUDA failed: unspecified launch failure") as caught:
+        event.synchronize()
+    assert caught.value.exit_code == 4
+    drivers.statuses["cuEventRecord"] = UNSUPPORTED
+    with pytest.raises(EnvironmentFault, match="CUDA failed: 901"):
+        stream.record(event)
+
+
+class TestOpen:
+    @pytest.fixture(autouse=True)
+    def fresh(self) -> Iterator[None]:
+        devices.open_device.cache_clear()
+        yield
+        devices.open_device.cache_clear()
+
+    @pytest.fixture
+    def installed(self, monkeypatch: pytest.MonkeyPatch, drivers: Drivers) -> dict[str, Any]:
+        """What importing a module gives: change an entry to an exception, and it is raised."""
+        modules: dict[str, Any] = {
+            "libcuda.so.1": None,
+            "pycuda.driver": drivers.cuda,
+            "cuda.bindings.driver": drivers.bindings,
+        }
+
+        def give(name: str, **_options: Any) -> Any:
+            if isinstance(modules[name], Exception):
+                raise modules[name]
+            return modules[name]
+
+        monkeypatch.setattr(devices, "import_module", give)
+        monkeypatch.setattr(ctypes, "CDLL", give)
+        return modules
+
+    def test_once_for_the_process(self, installed: dict[str, Any], drivers: Drivers) -> None:
+        assert devices.open_device().name == "A GPU"
+        assert devices.open_device() is devices.open_device()
+        assert drivers.log == ["init"]
+
+    @pytest.mark.parametrize(
+        ("module", "error", "message", "hint"),
+        [
+            ("libcuda.so.1", OSError("libcuda.so.1:\n no file"), "not load: libcuda.so.1: no file", "nvidia-smi"),
+            ("pycuda.driver", ModuleNotFoundError(name="pycuda"), "needs the package pycuda", "trt-vit[cuda]"),
+            ("cuda.bindings.driver", ModuleNotFoundError(name="cuda"), "needs the package cuda", "trt-vit[cuda]"),
+            ("pycuda.driver", ImportError("undefined symbol: cuInit"), "does not load: undefined symbol", "nvidia-smi"),
+        ],
+    )  # fmt: skip
+    def test_what_is_missing(
+        self, installed: dict[str, Any], module: str, error: Exception, message: str, hint: str
+    ) -> None:
+        installed[module] = error
+        with pytest.raises(EnvironmentFault, match=message) as caught:
+            devices.open_device()
+        assert hint in caught.value.hint
+        assert caught.value.exit_code == 4
+
+    def test_no_gpu(self, installed: dict[str, Any], drivers: Drivers) -> None:
+        def fail() -> None:
+            raise CudaError("cuInit failed: no CUDA-capable device is detected")
+
+        drivers.cuda.__dict__["init"] = fail
+        with pytest.raises(EnvironmentFault, match="no GPU can be used: cuInit failed: no CUDA-capable") as caught:
+            devices.open_device()
+        assert "--runtime openvino" in caught.value.hint
