@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -47,3 +49,34 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Va
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def is_number(value: ir.Value | None, expected: float) -> bool:
+    """Say whether a constant of one element is this number, as rounded to the constant's own type."""
+    array = constant(value)
+    if array is None or array.size != 1 or array.dtype.kind not in "fi":
+        return False
+    return bool(np.isclose(float(array.reshape(-1)[0]), expected, rtol=rounding(array), atol=0.0))
+
+
+def rounding(array: NDArray[np.generic]) -> float:
+    """Return by how much a number may differ, relative to it, when an exporter has computed and rounded it.
+
+    A few units in the last place of the array's type, and of float32 where that is float64: exporters widen constants.
+    """
+    half = array.dtype == np.dtype(np.float16)
+    return 2.0 * float(np.finfo(np.float16).eps if half else np.finfo(np.float32).eps)
+
+
+def used_within(nodes: Sequence[ir.Node], output: ir.Value) -> bool:
+    """Say whether nothing but these nodes reads what they compute, ``output`` apart, so that they can be replaced."""
+    inner = [value for node in nodes for value in node.outputs if value is not output]
+    return not any(value.is_graph_output() or any(user not in nodes for user, _ in value.uses()) for value in inner)
+
+
+def replace(graph: ir.Graph, nodes: Sequence[ir.Node], new: ir.Node, output: ir.Value) -> None:
+    """Put one node of one output in the place of several, of which ``output`` is all that others read."""
+    made = new.outputs[0]
+    made.shape, made.type = output.shape, output.type
+    last = next(node for node in nodes if output in node.outputs)
+    ir.convenience.replace_nodes_and_values(graph, last, nodes, [new], [output], [made])
