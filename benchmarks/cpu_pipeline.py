@@ -40,6 +40,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
+from trt_vit.engine.progress import Lines, Quiet
 from trt_vit.images.source import list_images
 from trt_vit.pipeline.classify import load_classifier
 from trt_vit.pipeline.run import Classifier, classify
@@ -131,7 +132,7 @@ def load_engine(checkpoint: Path, work: Path, precision: Precision) -> Engine:
     """Build the engine and load it for both of its contenders."""
     output = work / f"bundle-{precision}"
     settings = BuildSettings(source=str(checkpoint), output=output, precision=precision, runtime="openvino")
-    bundle = build(settings, lambda phase: print(f"{precision}: {phase}", flush=True))
+    bundle = build(settings, Lines())
     classifier = load_classifier(bundle, RuntimeOptions(batch_size=BATCH), k=5, decode_threads=None)
     core = openvino.Core()
     weights = openvino.Tensor(np.frombuffer(bundle.read(ENGINE_WEIGHTS), dtype=np.uint8))
@@ -254,7 +255,7 @@ def measure_memory(work: Path) -> dict[str, Any]:
     config = ViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=32)
     ViTForImageClassification(config).save_pretrained(small)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(small)
-    bundle = build(BuildSettings(source=str(small), output=work / "small"), lambda _phase: None)
+    bundle = build(BuildSettings(source=str(small), output=work / "small"), Quiet())
     generator = np.random.default_rng(0)
     (work / "small-images").mkdir()
     for number in range(max(SMALL_IMAGES)):

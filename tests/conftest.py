@@ -10,6 +10,7 @@ from tests.support.checkpoints import random_checkpoint
 from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.manifest import BatchProfile
+from trt_vit.engine.progress import Quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _build(checkpoint: Path, output: Path, runtime: RuntimeName) -> Bundle:
     profile = BatchProfile(min=1, opt=4, max=8)
     settings = BuildSettings(source=str(checkpoint), output=output, runtime=runtime, batch=profile)
-    return build(settings, lambda _phase: None)
+    return build(settings, Quiet())
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ def test_a_mistake_in_a_variable_names_the_variable() -> None:
     [
         (
             {"source": "m", "precision": "int7"},
-            "command line: --precision: Input should be 'fp32' or 'bf16', got 'int7'",
+            "command line: --precision: Input should be 'fp32', 'fp16', 'bf16', 'int8' or 'fp8', got 'int7'",
         ),
         ({"source": "m", "batch": "1,2"}, "command line: --batch: a batch profile is MIN,OPT,MAX, got '1,2'"),
         ({"source": "m", "batch": "8,2,4"}, "batch sizes must ascend"),

@@ -20,8 +20,10 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -50,6 +52,11 @@ def _parse_profile(value: object) -> object:
     return dict(zip(BatchProfile.model_fields, parts, strict=True))
 
 
+def _parse_capability(value: object) -> object:
+    """Read a compute capability that YAML has taken for a number."""
+    return str(value) if isinstance(value, float) else value
+
+
 class Settings(BaseModel):
     """Base of the settings of a command.
 
@@ -64,10 +71,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_setting_is_yes_or_no(cls, value: object) -> object:
-        """Refuse YAML's booleans, which would pass for the integers 0 and 1."""
-        if isinstance(value, bool):
-            raise ValueError("yes and no mean nothing here")  # noqa: TRY004 - pydantic reports ValueError
+    def _yes_and_no_only_where_they_mean_something(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse YAML's booleans where they would pass for the integers 0 and 1."""
+        wants_bool = cls.model_fields[info.field_name or ""].annotation is bool
+        if isinstance(value, bool) and not wants_bool:
+            raise ValueError("yes and no mean nothing here")
         return value
 
 
@@ -82,12 +90,23 @@ class BuildSettings(Settings):
         precision: Precision of the engine.
         runtime: Runtime the engine is for; ``auto`` is the best one that is installed.
         batch: Batch sizes the engine is for: smallest, usual, largest. 1,8,32 where it is not given.
+        calibration: Directory of images that the ranges of an INT8 or FP8 engine are measured on.
+        calibration_images: How many of them are used, the same share of each of its folders.
+        compute_capability: GPU generation to build for ahead of time, as ``8.9`` (TensorRT for RTX); the machine's own
+            GPU where it is not given.
         preprocessor: A preprocessor_config.json to use in place of the checkpoint's own.
         labels: A text file with one label a line, to use in place of the checkpoint's own.
+        lanes: Batches that a TensorRT engine can have in flight at once; each costs memory for its activations.
+        workspace_gib: Most memory in GiB that a layer's kernels may use while they run; all there is where not given.
+        optimization_level: How hard TensorRT searches for kernels, 0 to 5; its own default where it is not given.
+        aux_streams: Streams that TensorRT may spread one batch over; none where several lanes run side by side.
+        version_compatible: Whether later versions of TensorRT are to load the plan.
+        hardware_compatible: Whether later GPU generations (Ampere and up) are to load the plan.
+        cache: Directory of built plans and TensorRT's measurements; ``~/.cache/trt-vit`` where it is not given.
     """
 
     section = "build"
-    paths = frozenset({"source", "output", "preprocessor", "labels"})
+    paths = frozenset({"source", "output", "preprocessor", "labels", "calibration", "cache"})
 
     source: str
     revision: str | None = None
@@ -95,8 +114,18 @@ class BuildSettings(Settings):
     precision: Precision = "fp32"
     runtime: Literal["auto"] | RuntimeName = "auto"
     batch: Annotated[BatchProfile | None, BeforeValidator(_parse_profile)] = None
+    calibration: Path | None = None
+    calibration_images: PositiveInt = 512
+    compute_capability: Annotated[str, BeforeValidator(_parse_capability), Field(pattern=r"^\d+\.\d$")] | None = None
     preprocessor: Path | None = None
     labels: Path | None = None
+    lanes: PositiveInt = 2
+    workspace_gib: PositiveFloat | None = None
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    aux_streams: NonNegativeInt | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    cache: Path | None = None
 
 
 class ClassifySettings(Settings):

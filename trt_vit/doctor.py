@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,19 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trt_vit import __version__
+from trt_vit.cuda import driver
 from trt_vit.runtime import registry
 from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.tensorrt_family import FAMILIES, FIRST_SAFE, load_family, module_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CORE = ("numpy", "onnxruntime", "openvino", "pillow", "pyarrow", "simplejpeg")
 EXPORT = ("huggingface-hub", "onnx", "onnxscript", "safetensors", "torch", "transformers")
-ACCELERATORS = ("onnxruntime-gpu", "pycuda", "tensorrt", "tensorrt-rtx")
-_FIRST_SAFE_TENSORRT = 11
+ACCELERATORS = ("cuda-bindings", "onnxruntime-gpu", "pycuda", "tensorrt", "tensorrt-rtx-cu13-bindings")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
-_CUDA_DRIVER = "libcuda.so.1"
-_CUDA_SUCCESS = 0
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,29 @@ def examine() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "cpu": cpu_features(),
-        "cuda_driver": cuda_driver_version(),
+        "cuda_driver": driver.version(),
+        "gpus": [vars(gpu) for gpu in driver.gpus()],
+        "tensorrt": tensorrt_family(),
         "packages": packages,
-        "runtimes": [name for name in registry.installed() if registry.failure(name) is None],
+        "runtimes": registry.usable(),
         "findings": [vars(finding) for finding in [*findings(packages), *broken_runtimes()]],
     }
+
+
+def tensorrt_family() -> dict[str, str | None]:
+    """Return which TensorRT is used on this machine, and why that one: ``family``, ``version``, ``why``."""
+    found = [name for name in FAMILIES if module_name(name) is not None and registry.failure(name) is None]
+    if not found:
+        return {"family": None, "version": None, "why": "neither TensorRT nor TensorRT for RTX is installed"}
+    reasons = [
+        "both are installed: TensorRT builds for every GPU, TensorRT for RTX also without one (--runtime tensorrt-rtx)"
+        if len(found) > 1
+        else "the only one that is installed",
+        "this machine has a GPU for it" if driver.gpus() else "this machine has no GPU: it can build, but not run",
+    ]
+    if found[0] == "tensorrt" and not driver.gpus():
+        reasons[1] = "this machine has no GPU: it can neither build nor run"
+    return {"family": found[0], "version": load_family(found[0]).version, "why": "; ".join(reasons)}
 
 
 def findings(packages: Mapping[str, str | None]) -> list[Finding]:
@@ -69,9 +85,9 @@ def findings(packages: Mapping[str, str | None]) -> list[Finding]:
         problem = f"{', '.join(missing)} not installed: checkpoints cannot be exported, no engine can be built"
         found.append(Finding(problem, "pip install 'trt-vit[export]'"))
     tensorrt = packages["tensorrt"]
-    if tensorrt is not None and int(tensorrt.split(".")[0]) < _FIRST_SAFE_TENSORRT:
+    if tensorrt is not None and int(tensorrt.split(".")[0]) < FIRST_SAFE:
         problem = f"TensorRT {tensorrt} has known flaws that let a crafted model run code"
-        found.append(Finding(problem, f"upgrade to TensorRT {_FIRST_SAFE_TENSORRT} or later"))
+        found.append(Finding(problem, f"upgrade to TensorRT {FIRST_SAFE} or later"))
     return found
 
 
@@ -79,7 +95,11 @@ def broken_runtimes() -> list[Finding]:
     """Return what is wrong with the runtimes that are installed and do not import."""
     reasons = {name: registry.failure(name) for name in registry.installed()}
     return [
-        Finding(f"{name} is installed but does not load: {reason}", f"pip install --force-reinstall {name}", fatal=True)
+        Finding(
+            f"{name} is installed but does not load: {reason}",
+            f"pip install --force-reinstall {name}",
+            fatal=name not in FAMILIES,
+        )
         for name, reason in reasons.items()
         if reason is not None
     ]
@@ -101,15 +121,3 @@ def cpu_features() -> list[str]:
     except OSError:
         flags = []
     return [feature for feature in _CPU_FEATURES if feature in flags]
-
-
-def cuda_driver_version() -> str | None:
-    """Return the newest CUDA version that the NVIDIA driver supports, as ``13.0``, or None without a working driver."""
-    try:
-        driver = ctypes.CDLL(_CUDA_DRIVER)
-    except OSError:
-        return None
-    version = ctypes.c_int()
-    if driver.cuInit(0) != _CUDA_SUCCESS or driver.cuDriverGetVersion(ctypes.byref(version)) != _CUDA_SUCCESS:
-        return None
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"

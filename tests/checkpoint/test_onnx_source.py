@@ -243,8 +243,9 @@ def test_missing_onnx(tmp_path: Path, flags: Flags, monkeypatch: pytest.MonkeyPa
     assert caught.value.hint == "pip install 'trt-vit[export]'"
 
 
-def test_a_quantized_model_is_refused(tmp_path: Path, flags: Flags) -> None:
+def test_a_model_with_qdq_nodes_is_known_as_quantized(tmp_path: Path, flags: Flags) -> None:
     model = onnx.load(classifier(tmp_path / "m.onnx"))
+    assert not to_onnx(str(tmp_path / "m.onnx"), tmp_path / "plain.onnx", **flags).quantized
     scale = onnx.numpy_helper.from_array(np.array(0.1, dtype=np.float32), "scale")
     model.graph.initializer.append(scale)
     product = model.graph.node[1]
@@ -257,5 +258,18 @@ def test_a_quantized_model_is_refused(tmp_path: Path, flags: Flags) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, tmp_path / "q.onnx")
-    with pytest.raises(CheckpointError, match="is quantized already: it has DequantizeLinear nodes"):
+    assert to_onnx(str(tmp_path / "q.onnx"), tmp_path / "out.onnx", **flags).quantized
+
+
+def test_a_model_quantized_for_one_runtime_is_refused(tmp_path: Path, flags: Flags) -> None:
+    model = onnx.load(classifier(tmp_path / "m.onnx"))
+    product = model.graph.node[1]
+    dynamic = onnx.helper.make_node("DynamicQuantizeLinear", ["means"], ["codes", "scale", "zero"])
+    back = onnx.helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["back"])
+    product.input[0] = "back"
+    nodes = [model.graph.node[0], dynamic, back, product]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "q.onnx")
+    with pytest.raises(CheckpointError, match="quantized for one runtime: it has DynamicQuantizeLinear nodes"):
         to_onnx(str(tmp_path / "q.onnx"), tmp_path / "out.onnx", **flags)

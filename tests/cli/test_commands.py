@@ -119,7 +119,7 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["build-engine", "{tmp}/empty", "-o", "{tmp}/b"], 1, "config.json"),
         (["build-engine", "{tmp}/empty", "-o", "{changed}/engine.bin"], 1, "engine.bin is a file"),
         (["build-engine", "{tmp}/empty", "-o", "{images}"], 1, "something else than a bundle"),
-        (["build-engine", "{headless}", "--precision", "int7"], 2, "'fp32' or 'bf16'"),
+        (["build-engine", "{headless}", "--precision", "int7"], 2, "'fp32', 'fp16', 'bf16', 'int8' or 'fp8'"),
         (["frobnicate"], 2, "frobnicate"),
         (["export", "{tmp}/none.yaml", "-o", "{tmp}/m.onnx"], 2, "none.yaml"),
         (["export", "{headless}", "-o", "{tmp}/empty"], 1, "is a directory"),
@@ -216,7 +216,7 @@ def test_inspect_json_is_the_contract(openvino_bundle: Bundle, capsys: pytest.Ca
 def test_inspect_for_a_person(openvino_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(openvino_bundle.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "batch            1, 4, 8" in lines
+    assert "batch                     1, 4, 8" in lines
     assert "  architecture: ViTForImageClassification" in lines
 
 

@@ -8,12 +8,14 @@ import pytest
 
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.config import BuildSettings
-from trt_vit.engine import build as building
-from trt_vit.engine.build import build, default_path
+from trt_vit.engine import verify
+from trt_vit.engine.build import build
 from trt_vit.engine.compare import Comparison
 from trt_vit.engine.describe import describe
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.onnxruntime import write_engine
+from trt_vit.engine.order import default_path
+from trt_vit.engine.progress import Quiet
 from trt_vit.errors import CheckpointError, EngineError, UsageError
 from trt_vit.runtime.openvino import supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
@@ -66,7 +68,7 @@ def test_the_description_keeps_the_contract(openvino_bundle: Bundle) -> None:
 def test_an_onnx_file_builds_without_further_flags(checkpoint: Path, openvino_bundle: Bundle, tmp_path: Path) -> None:
     to_onnx(str(checkpoint), tmp_path / "m.onnx")
     settings = BuildSettings(source=str(tmp_path / "m.onnx"), output=tmp_path / "b", runtime="onnxruntime")
-    bundle = build(settings, lambda _phase: None)
+    bundle = build(settings, Quiet())
     assert bundle.manifest.checkpoint.kind == "onnx"
     assert bundle.labels() == openvino_bundle.labels()
     assert bundle.preprocessing() == openvino_bundle.preprocessing()
@@ -89,7 +91,7 @@ def test_a_fixed_batch_serves_fewer_images(
     fixed_batch: Path, openvino_bundle: Bundle, tmp_path: Path, runtime: RuntimeName
 ) -> None:
     settings = BuildSettings(source=str(fixed_batch), output=tmp_path / "b", runtime=runtime)
-    bundle = build(settings, lambda _phase: None)
+    bundle = build(settings, Quiet())
     assert str(bundle.manifest.batch) == "3,3,3"
     images = np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32)
     expected = open_runtime("openvino", openvino_bundle.engine_files(), RuntimeOptions(batch_size=4)).lanes[0]
@@ -102,7 +104,7 @@ def test_a_batch_that_a_fixed_one_does_not_fit_is_refused(fixed_batch: Path, tmp
     profile = BatchProfile(min=1, opt=3, max=3)
     settings = BuildSettings(source=str(fixed_batch), output=tmp_path / "b", batch=profile)
     with pytest.raises(UsageError, match="fixed batch of 3, which --batch 1,3,3 does not fit"):
-        build(settings, lambda _phase: None)
+        build(settings, Quiet())
 
 
 def test_weights_beside_the_model_are_not_for_onnx_runtime(tmp_path: Path) -> None:
@@ -114,8 +116,13 @@ def test_weights_beside_the_model_are_not_for_onnx_runtime(tmp_path: Path) -> No
 
 def test_bf16_says_what_it_was_measured_in(checkpoint: Path, tmp_path: Path) -> None:
     said: list[str] = []
+
+    class Listener(Quiet):
+        def phase(self, text: str) -> None:
+            said.append(text)
+
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b", runtime="openvino", precision="bf16")
-    bundle = build(settings, said.append)
+    bundle = build(settings, Listener())
     measured = "bf16" if supports_bf16() else "fp32"
     assert (bundle.manifest.precision, bundle.manifest.engine.measured_in) == ("bf16", measured)
     assert any(phase.startswith("note: this CPU has no bf16") for phase in said) == (measured == "fp32")
@@ -123,8 +130,8 @@ def test_bf16_says_what_it_was_measured_in(checkpoint: Path, tmp_path: Path) -> 
 
 def test_onnx_runtime_has_no_bf16(checkpoint: Path, tmp_path: Path) -> None:
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b", runtime="onnxruntime", precision="bf16")
-    with pytest.raises(UsageError, match="no bf16 kernels"):
-        build(settings, lambda _phase: None)
+    with pytest.raises(UsageError, match="onnxruntime engines are built in fp32, not in bf16"):
+        build(settings, Quiet())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,26 +139,26 @@ def test_a_source_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     settings = BuildSettings(source=str(tmp_path / "empty"), output=tmp_path / "deep" / "er" / "b")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        build(settings, lambda _phase: None)
+        build(settings, Quiet())
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
 def test_an_engine_that_disagrees_is_not_left_behind(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "compare_logits", lambda *_: Comparison(0.5, 0.9, 1.0))
+    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(0.5, 0.9, 1.0))
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b")
     with pytest.raises(EngineError, match=r"cosine 0.90000, not 0.9999"):
-        build(settings, lambda _phase: None)
+        build(settings, Quiet())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_logits_that_are_not_numbers_disagree(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "compare_logits", lambda *_: Comparison(0.5, float("nan"), 1.0))
+    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(0.5, float("nan"), 1.0))
     with pytest.raises(EngineError, match="cosine nan"):
-        build(BuildSettings(source=str(checkpoint), output=tmp_path / "b"), lambda _phase: None)
+        build(BuildSettings(source=str(checkpoint), output=tmp_path / "b"), Quiet())
 
 
 def test_a_bundle_is_named_for_what_it_is(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_a_changed_engine_is_not_loaded(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_the_library_cannot_read(bundle: Bundle) -> None:
-    files = EngineFiles(bundle.path, "fp32", bundle.manifest.model, lambda _name: b"garbage")
+    files = EngineFiles(bundle.path, "fp32", bundle.manifest.model, bundle.manifest.batch, lambda _name: b"garbage")
     with pytest.raises(ArtifactError, match="cannot load") as caught:
         registry.open_runtime(bundle.manifest.runtime, files, RuntimeOptions(batch_size=1))
     assert "\n" not in str(caught.value)
@@ -117,7 +118,7 @@ def test_bf16_runs_in_bf16_where_the_cpu_has_it(
     openvino_bundle: Bundle, pixels: NDArray[np.float32], expected: NDArray[np.float32]
 ) -> None:
     files = openvino_bundle.engine_files()
-    files = EngineFiles(files.path, "bf16", files.model, files.read)
+    files = replace(files, precision="bf16")
     runtime = OpenVinoRuntime(files, RuntimeOptions(batch_size=BATCH))
     assert runtime.inference_precision == ("bf16" if supports_bf16() else "fp32")
     comparison = compare_logits(runtime.lanes[0].infer(pixels[:BATCH]), expected[:BATCH])
@@ -129,7 +130,7 @@ def test_an_input_of_another_name_is_found_when_the_engine_is_loaded(onnxruntime
     files = onnxruntime_bundle.engine_files()
     model = files.model.model_copy(update={"input_name": "x"})
     with pytest.raises(ArtifactError, match="the engine's input is pixel_values, the manifest's x"):
-        registry.open_runtime("onnxruntime", EngineFiles(files.path, "fp32", model, files.read), RuntimeOptions(1))
+        registry.open_runtime("onnxruntime", replace(files, model=model), RuntimeOptions(1))
 
 
 def test_openvino_chooses_the_lanes_that_fit_the_threads(openvino_bundle: Bundle) -> None:

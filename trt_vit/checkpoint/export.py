@@ -47,6 +47,7 @@ class Export:
         image_size: Height and width in pixels.
         classes: How many logits an image gets.
         batch: The batch size the graph is fixed to, or None where any will do.
+        quantized: Whether the graph came with Q/DQ nodes.
         opset: Version of the default ONNX operator set.
         max_abs_difference: Largest difference of a logit from torch's on random images; None for a file made elsewhere.
         architecture: Class of the model in transformers, where known.
@@ -67,6 +68,7 @@ class Export:
     image_size: tuple[int, int]
     classes: int
     batch: int | None
+    quantized: bool
     opset: int
     max_abs_difference: float | None
     architecture: str | None
@@ -128,6 +130,7 @@ def export_onnx(
         image_size=image_size,
         classes=classes,
         batch=None,
+        quantized=False,
         opset=opset,
         max_abs_difference=None,
         architecture=model.architecture,

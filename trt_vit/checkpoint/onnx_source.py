@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 _GRAPH_HINT = (
     "export the classifier with one float32 image input [batch, 3, height, width] and one output [batch, classes]"
 )
-_QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger", "QLinearConv"}
-)
+_RUNTIME_QUANTIZED = frozenset({"DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger", "QLinearConv", "QGemm"})
 _IMAGE_RANK = 4
 _LOGITS_RANK = 2
 
@@ -49,7 +47,6 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
     """
     model = _load(checkpoint.path)
     where = checkpoint.source
-    _refuse_quantized(model, where)
     input_name, batch, image_size = _image_input(model, where)
     output_name, classes = _logits_output(model, where)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -68,6 +65,7 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
         image_size=image_size,
         classes=classes,
         batch=batch,
+        quantized=_is_quantized(model, where),
         opset=_opset(model, where),
         max_abs_difference=None,
         architecture=_text(origin, "architecture"),
@@ -80,11 +78,17 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
     return export
 
 
-def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
+def _is_quantized(model: onnx.ModelProto, where: str) -> bool:
+    """Tell whether a graph holds Q/DQ nodes: explicit quantization, which every runtime reads.
+
+    Raises:
+        CheckpointError: It is quantized by operators of one runtime, which others do not have.
+    """
     kinds = {node.op_type for node in model.graph.node}
-    if kinds & _QUANTIZED:
-        message = f"{where} is quantized already: it has {min(kinds & _QUANTIZED)} nodes"
-        raise CheckpointError(message, hint="pass the model from before its quantization")
+    if kinds & _RUNTIME_QUANTIZED:
+        message = f"{where} is quantized for one runtime: it has {min(kinds & _RUNTIME_QUANTIZED)} nodes"
+        raise CheckpointError(message, hint="pass the model from before its quantization, or one with Q/DQ nodes")
+    return "DequantizeLinear" in kinds
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -15,13 +15,29 @@ def build_engine(
         typer.Option("--output", "-o", metavar="BUNDLE", help="The bundle to write.", show_default="engines/built/…"),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's, config.yaml's, or fp32")
+        str | None,
+        typer.Option(help="fp32, fp16, bf16, int8 or fp8.", show_default="the recipe's, config.yaml's, or fp32"),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="auto, openvino or onnxruntime.", show_default="the recipe's, or auto")
+        str | None,
+        typer.Option(
+            help="auto, tensorrt, tensorrt-rtx, openvino or onnxruntime.", show_default="the recipe's, or auto"
+        ),
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="MIN,OPT,MAX", help="Batch sizes to build for.", show_default="1,8,32")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Images to measure the ranges of int8 and fp8 on.")
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(metavar="N", help="How many of them.", show_default="512")
+    ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M.N", help="GPU to build for without having it (tensorrt-rtx).", show_default="the GPU's"
+        ),
     ] = None,
     revision: Revision = None,
     preprocessor: Preprocessor = None,
@@ -33,19 +49,25 @@ def build_engine(
 
     The engine is compared with the fp32 model before it is left.
     """
-    from trt_vit.cli.console import note, print_document
+    from trt_vit.cli.console import print_document
     from trt_vit.config import BuildSettings, resolve_source
     from trt_vit.engine.build import build
     from trt_vit.engine.describe import describe
+    from trt_vit.engine.progress import report_build
 
     flags: dict[str, Any] = {
         "output": output,
         "precision": precision,
         "runtime": runtime,
         "batch": batch,
+        "calibration": calibration,
+        "calibration_images": calibration_images,
+        "compute_capability": compute_capability,
         "revision": revision,
         "preprocessor": preprocessor,
         "labels": labels,
     }
     settings = resolve_source(BuildSettings, source, flags, config=config)
-    print_document(describe(build(settings, note)), as_json=json)
+    with report_build() as progress:
+        bundle = build(settings, progress)
+    print_document(describe(bundle), as_json=json)

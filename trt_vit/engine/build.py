@@ -2,80 +2,60 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-import trt_vit
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine import bundle as bundles
-from trt_vit.engine import onnxruntime, openvino
-from trt_vit.engine.compare import Comparison, compare_logits
-from trt_vit.engine.manifest import (
-    FORMAT,
-    BatchProfile,
-    CheckpointRecord,
-    EngineRecord,
-    ExportRecord,
-    Manifest,
-    ModelRecord,
-    Precision,
-    RuntimeName,
-)
-from trt_vit.errors import EngineError, UsageError
-from trt_vit.images.preprocess import Preprocessor
-from trt_vit.runtime import registry
-from trt_vit.runtime.cpu import usable_cores
-from trt_vit.runtime.onnxruntime import open_session
-from trt_vit.runtime.protocol import EngineFiles, RuntimeOptions
+from trt_vit.engine import onnxruntime, openvino, tensorrt
+from trt_vit.engine.manifest import BatchProfile
+from trt_vit.engine.order import QUANTIZED, take_order
+from trt_vit.engine.plan_cache import default_directory
+from trt_vit.engine.record import manifest, model_record, quantization_record
+from trt_vit.engine.verify import Built, generated_images, verify_engine
+from trt_vit.errors import UsageError
+from trt_vit.runtime.protocol import EngineFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
     from trt_vit.config import BuildSettings
-
-BUILT = Path("engines", "built")
-"""Where bundles go that are given no place."""
+    from trt_vit.engine.order import Order, TensorRtOrder
+    from trt_vit.engine.progress import BuildProgress
+    from trt_vit.quantize.calibration import CalibrationSet
+    from trt_vit.quantize.qdq import Placement
 
 DEFAULT_BATCH = BatchProfile(min=1, opt=8, max=32)
-_REFERENCE_IMAGES = 8
-_LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "bf16": 0.99}
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "pillow", "torch", "transformers")
+_COMPARED_IMAGES = 32
 
 
-def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.Bundle:
+def build(settings: BuildSettings, progress: BuildProgress) -> bundles.Bundle:
     """Build the engine that ``settings`` ask for and leave it as a bundle.
 
     The bundle appears at its place when everything has succeeded, the comparison with the fp32 reference included.
 
     Args:
         settings: What to build.
-        on_phase: Called with a few words when a new phase begins.
+        progress: Who to tell how it goes.
 
     Raises:
         UsageError: The settings ask for something the runtime does not have.
         CheckpointError: SOURCE cannot be read or is not an image classifier.
+        InputError: None of the calibration images can be read.
         ExportError: The ONNX disagrees with the model.
-        EngineError: The engine disagrees with the ONNX.
-        EnvironmentFault: A package is missing.
+        EngineError: The engine cannot be built, is not what was asked for, or disagrees with the ONNX.
+        EnvironmentFault: A package or the GPU is missing.
         OutputError: The bundle cannot be written.
     """
-    runtime = registry.choose() if settings.runtime == "auto" else settings.runtime
-    _refuse_unsupported(runtime, settings.precision)
-    path = settings.output or default_path(settings.source, settings.precision, runtime)
-    bundles.refuse_foreign(path)
+    order = take_order(settings)
+    bundles.refuse_foreign(order.path)
     with tempfile.TemporaryDirectory(prefix="trt-vit-") as scratch:
-        on_phase("exporting to ONNX")
+        progress.phase("exporting to ONNX")
         export = to_onnx(
             settings.source,
             Path(scratch, "model.onnx"),
@@ -84,31 +64,24 @@ def build(settings: BuildSettings, on_phase: Callable[[str], None]) -> bundles.B
             labels=settings.labels,
         )
         batch = _batch_profile(settings.batch, export)
-        with bundles.new_bundle(path) as work:
-            on_phase(f"building the {runtime} engine")
-            _write_engine(runtime, export.path, work)
-            on_phase("comparing with the fp32 reference")
-            engine = _measure(runtime, settings.precision, export, work)
-            if engine.measured_in != settings.precision:
-                on_phase(f"note: this CPU has no {settings.precision} arithmetic: compared in {engine.measured_in}")
+        calibration = _calibration(order, export, progress)
+        with bundles.new_bundle(order.path) as work:
+            engine = EngineFiles(
+                work, order.precision, model_record(export), batch, lambda name: (work / name).read_bytes()
+            )
+            images = _compared_images(export, calibration)
+            placements: tuple[Placement, ...] = ()
+            if order.tensorrt is None:
+                built = _build_for_cpu(order, export, engine, images, progress)
+            else:
+                built, placements = _build_tensorrt(
+                    order, order.tensorrt, export, engine, images=images, calibration=calibration, progress=progress
+                )
+            quantization = quantization_record(order, calibration, placements)
             _write_surroundings(work, export)
-            manifest = _manifest(work, export, engine, runtime=runtime, precision=settings.precision, batch=batch)
-            bundles.write_manifest(work, manifest)
-    return bundles.Bundle.open(path)
-
-
-def default_path(source: str, precision: Precision, runtime: RuntimeName) -> Path:
-    """Return where the bundle of a source goes by default: named for what it was made from and for."""
-    path = os.path.expanduser(source)  # noqa: PTH111 - as the checkpoint's own resolution reads it
-    local = os.path.basename(os.path.realpath(path)).removesuffix(".onnx")  # noqa: PTH119
-    name = local if os.path.exists(path) else source.replace("/", "--")  # noqa: PTH110
-    return BUILT / f"{name}-{precision}-{runtime}"
-
-
-def _refuse_unsupported(runtime: RuntimeName, precision: Precision) -> None:
-    if runtime == "onnxruntime" and precision != "fp32":
-        message = f"ONNX Runtime has no {precision} kernels for a whole ViT on a CPU"
-        raise UsageError(message, hint="use --runtime openvino, or --precision fp32")
+            facts = manifest(work, order, export, batch, built=built, quantization=quantization)
+            bundles.write_manifest(work, facts)
+    return bundles.Bundle.open(order.path)
 
 
 def _batch_profile(asked: BatchProfile | None, export: Export) -> BatchProfile:
@@ -122,116 +95,102 @@ def _batch_profile(asked: BatchProfile | None, export: Export) -> BatchProfile:
     return fixed
 
 
-def _write_engine(runtime: RuntimeName, onnx: Path, directory: Path) -> None:
-    """Write the engine's files into ``directory``."""
-    if runtime == "openvino":
-        openvino.write_engine(onnx, directory)
+def _calibration(order: Order, export: Export, progress: BuildProgress) -> CalibrationSet | None:
+    """Choose the calibration images of an INT8 or FP8 build; None where nothing is to be calibrated."""
+    from trt_vit.quantize.calibration import choose_images  # noqa: PLC0415 - the decoders, which few builds need
+
+    _refuse_other_quantization(order, export)
+    settings = order.settings
+    if order.precision not in QUANTIZED or export.quantized:
+        return None
+    if settings.calibration is None:
+        message = f"{order.precision} needs images to measure ranges on, and --calibration names none"
+        raise UsageError(message, hint="give --calibration DIR, a directory of images like those to classify")
+    progress.phase("choosing calibration images")
+    chosen = choose_images(settings.calibration, settings.calibration_images)
+    if chosen.unreadable:
+        progress.phase(f"warning: {len(chosen.unreadable)} calibration images cannot be read and are passed over")
+    if len(chosen.paths) < chosen.asked:
+        progress.phase(f"warning: {len(chosen.paths)} calibration images, not {chosen.asked}: {chosen.directory}")
+    return chosen
+
+
+def _refuse_other_quantization(order: Order, export: Export) -> None:
+    if export.quantized and order.tensorrt is None:
+        message = f"{export.source} is quantized already, and {order.runtime} engines are built from fp32 graphs"
+        raise UsageError(message, hint="pass the model from before its quantization, or --runtime tensorrt-rtx")
+    if export.quantized and order.precision not in QUANTIZED:
+        message = f"{export.source} holds Q/DQ nodes: it is no {order.precision} graph"
+        raise UsageError(message, hint="build it with --precision int8 (or fp8), or pass the model from before")
+
+
+def _compared_images(export: Export, calibration: CalibrationSet | None) -> NDArray[np.float32]:
+    """Return what an engine is compared with fp32 on: calibration images where there are some, else generated ones."""
+    if calibration is None:
+        return generated_images(export)
+    from trt_vit.quantize.calibration import read_batches  # noqa: PLC0415
+
+    paths = calibration.paths[-_COMPARED_IMAGES:]
+    batches = list(read_batches(paths, export.preprocessing, export.image_size, batch=export.batch))
+    return np.concatenate(batches) if batches else generated_images(export)
+
+
+def _build_for_cpu(
+    order: Order, export: Export, engine: EngineFiles, images: NDArray[np.float32], progress: BuildProgress
+) -> Built:
+    import onnx_ir as ir  # noqa: PLC0415 - onnx, which only a build needs
+
+    from trt_vit.graph.attentions import count_attentions  # noqa: PLC0415
+
+    progress.phase(f"building the {order.runtime} engine")
+    if order.runtime == "openvino":
+        openvino.write_engine(export.path, engine.path)
     else:
-        onnxruntime.write_engine(onnx, directory)
+        onnxruntime.write_engine(export.path, engine.path)
+    progress.phase("comparing with the fp32 reference")
+    verdict, loaded = verify_engine(order.runtime, engine, export, images)
+    if verdict.measured_in != order.precision:
+        progress.phase(f"note: this CPU has no {order.precision} arithmetic: compared in {verdict.measured_in}")
+    return Built(
+        loaded.statistics(), attentions=count_attentions(ir.load(export.path)), int8_coverage=0.0, verdict=verdict
+    )
+
+
+def _build_tensorrt(
+    order: Order,
+    which: TensorRtOrder,
+    export: Export,
+    engine: EngineFiles,
+    *,
+    images: NDArray[np.float32],
+    calibration: CalibrationSet | None,
+    progress: BuildProgress,
+) -> tuple[Built, tuple[Placement, ...]]:
+    from trt_vit.engine.prepare import prepare  # noqa: PLC0415 - onnx, which only a build needs
+    from trt_vit.quantize.calibration import read_batches  # noqa: PLC0415
+
+    progress.phase("taking the graph as it is" if export.quantized else f"rewriting the graph for {order.precision}")
+    paths = () if calibration is None else calibration.paths
+    prepared = prepare(
+        export,
+        order.precision,
+        export.path.with_name("prepared.onnx"),
+        calibration=read_batches(paths, export.preprocessing, export.image_size, batch=export.batch),
+    )
+    built = tensorrt.write_engine(
+        engine,
+        prepared,
+        export,
+        images,
+        family=which.family,
+        target=which.target,
+        cache=order.settings.cache or default_directory(),
+        progress=progress,
+    )
+    return built, prepared.placements
 
 
 def _write_surroundings(directory: Path, export: Export) -> None:
     """Write what a run needs beside the engine: preprocessing and labels."""
     (directory / bundles.PREPROCESSING).write_text(export.preprocessing.model_dump_json(indent=2), encoding="utf-8")
     (directory / bundles.LABELS).write_text(json.dumps(export.labels, ensure_ascii=False, indent=0), encoding="utf-8")
-
-
-def _measure(runtime: RuntimeName, precision: Precision, export: Export, directory: Path) -> EngineRecord:
-    """Load the engine as a run would, and hold its logits against ONNX Runtime's in fp32.
-
-    Raises:
-        EngineError: They differ by more than the precision explains.
-    """
-    model = _model_record(export)
-    files = EngineFiles(directory, precision, model, lambda name: (directory / name).read_bytes())
-    count = export.batch or _REFERENCE_IMAGES
-    loaded = registry.open_runtime(runtime, files, RuntimeOptions(batch_size=count, lanes=1))
-    images = _reference_images(export, count)
-    session = open_session(export.path, threads=usable_cores())
-    (reference,) = session.run(None, {model.input_name: images})
-    comparison = compare_logits(loaded.lanes[0].infer(images), reference)
-    _refuse_disagreement(comparison, precision)
-    statistics = loaded.statistics()
-    return EngineRecord(
-        layers=statistics.layers,
-        fused_attention=statistics.fused_attention,
-        weights_bytes=statistics.weights_bytes,
-        int8_coverage=0.0,
-        measured_in=loaded.inference_precision,
-        agreement=comparison.agreement,
-        cosine=comparison.cosine,
-        max_abs_difference=comparison.max_abs_difference,
-    )
-
-
-def _reference_images(export: Export, count: int) -> NDArray[np.float32]:
-    """Return images of large random squares, preprocessed: float32 [count, 3, height, width]."""
-    height, width = export.image_size
-    preprocessor = Preprocessor(export.preprocessing, export.image_size)
-    generator = np.random.default_rng(0)
-    images = np.empty((count, 3, height, width), dtype=np.float32)
-    for image in images:
-        coarse = generator.integers(0, 256, size=(7, 7, 3), dtype=np.uint8)
-        rows = np.linspace(0, len(coarse) - 1, height).round().astype(int)
-        columns = np.linspace(0, len(coarse) - 1, width).round().astype(int)
-        preprocessor(np.ascontiguousarray(coarse[rows][:, columns]), image)
-    return images
-
-
-def _refuse_disagreement(comparison: Comparison, precision: Precision) -> None:
-    least = _LEAST_COSINE[precision]
-    if not comparison.cosine >= least:
-        message = f"the {precision} engine disagrees with ONNX Runtime: cosine {comparison.cosine:.5f}, not {least}"
-        raise EngineError(message, hint="build for --runtime onnxruntime and report the checkpoint")
-
-
-def _model_record(export: Export) -> ModelRecord:
-    height, width = export.image_size
-    return ModelRecord(
-        input_name=export.input_name,
-        output_name=export.output_name,
-        height=height,
-        width=width,
-        classes=export.classes,
-    )
-
-
-def _manifest(
-    directory: Path,
-    export: Export,
-    engine: EngineRecord,
-    *,
-    runtime: RuntimeName,
-    precision: Precision,
-    batch: BatchProfile,
-) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        runtime=runtime,
-        precision=precision,
-        batch=batch,
-        checkpoint=CheckpointRecord(
-            source=export.source,
-            kind=export.kind,
-            revision=export.revision,
-            architecture=export.architecture,
-            weights_sha256=export.weights_sha256,
-            parameters=export.parameters,
-        ),
-        model=_model_record(export),
-        export=ExportRecord(opset=export.opset, max_abs_difference=export.max_abs_difference),
-        engine=engine,
-        files={file.name: bundles.record(file) for file in sorted(directory.iterdir())},
-        versions=_versions(),
-    )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "trt-vit": trt_vit.__version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -1,233 +1,124 @@
-"""ONNX to a TensorRT plan, in TensorRT 10 and 11 and TensorRT for RTX alike.
-
-Precision lives in the graph (networks are strongly typed), so a build here only chooses kernels. Of each of the lanes
-that will run side by side the plan gets an optimization profile of its own: contexts may not share one while its shapes
-are dynamic.
-"""
+"""ONNX to a TensorRT engine, which then shows that it is what was asked for."""
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from trt_vit.cuda import driver
-from trt_vit.engine.layers import layers_from_log, weights_bytes_from_log
-from trt_vit.errors import EngineError, EnvironmentFault, UsageError
-from trt_vit.runtime.tensorrt_family import create_log, last_error, target_capability
+from trt_vit.engine.layers import coverage, first_profile, layers_from_inspector, summarize
+from trt_vit.engine.plan import build_plan
+from trt_vit.engine.plan_cache import PlanCache, key_of
+from trt_vit.engine.timing_cache import TimingCache
+from trt_vit.engine.verify import Built, verify_engine, verify_graph
+from trt_vit.errors import EngineError
+from trt_vit.runtime.tensorrt import ENGINE, TensorRtRuntime
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import tensorrt as trt
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from trt_vit.checkpoint.export import Export
     from trt_vit.engine.layers import EngineLayer
-    from trt_vit.engine.manifest import BatchProfile, TargetRecord
-    from trt_vit.engine.timing_cache import TimingCache
-    from trt_vit.runtime.tensorrt_family import Family, Log
+    from trt_vit.engine.manifest import BatchProfile, Precision, TargetRecord
+    from trt_vit.engine.plan import Plan
+    from trt_vit.engine.prepare import Prepared
+    from trt_vit.engine.progress import BuildProgress
+    from trt_vit.runtime.protocol import EngineFiles
+    from trt_vit.runtime.tensorrt_family import Family
 
-_ELSEWHERE = "--runtime tensorrt-rtx --compute-capability 8.9 builds without a GPU"
-_GIB = 2**30
-
-
-class BuildProgress(Protocol):
-    """Whoever watches a build. TensorRT calls from threads of its own, several at once."""
-
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """Note that a phase with so many steps begins, as a part of ``parent`` where that is given."""
-        ...
-
-    def step(self, phase: str, step: int) -> None:
-        """Note that a step is done, counted from 0."""
-        ...
-
-    def finish(self, phase: str) -> None:
-        """Note that a phase has ended."""
-        ...
+_PLANS = "plans"
+_TIMINGS = "timings"
+_LEAST_SHARE = 0.5
+"""Share of the linear layers' arithmetic that has to run in the numbers an engine is named for. Less is a failure of
+quantization or of the compiler, not an engine of that precision."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A built engine.
-
-    Attributes:
-        data: The serialized engine.
-        layers: Its layers, as the builder lists them.
-        weights_bytes: Bytes of weights in it.
-    """
-
-    data: bytes
-    layers: list[EngineLayer]
-    weights_bytes: int
-
-
-def refuse_unbuildable(family: Family, target: TargetRecord) -> None:
-    """Refuse a build that the machine cannot do, before anything slow is begun.
-
-    Raises:
-        EnvironmentFault: TensorRT needs a GPU and there is none.
-        UsageError: Nothing says which GPU TensorRT for RTX is to build for.
-    """
-    if driver.gpus():
-        return
-    if family.name == "tensorrt":
-        message = f"{family.title} builds only on the GPU that the engine is for, and this machine has none"
-        raise EnvironmentFault(message, hint=f"build on such a machine; {_ELSEWHERE}")
-    if target.compute_capability is None:
-        message = f"this machine has no GPU, and nothing says which one {family.title} is to build for"
-        raise UsageError(message, hint="give --compute-capability, 8.9 say")
-
-
-def build_plan(
-    family: Family,
-    onnx: Path,
+def write_engine(
+    engine: EngineFiles,
+    prepared: Prepared,
+    export: Export,
+    images: NDArray[np.float32],
     *,
-    batch: BatchProfile,
+    family: Family,
     target: TargetRecord,
+    cache: Path,
     progress: BuildProgress,
-    timing_cache: TimingCache | None,
-) -> Plan:
-    """Build a plan from an ONNX file whose only dynamic size is the batch.
-
-    An interrupt (KeyboardInterrupt in the calling thread) stops the build at its next step.
+) -> Built:
+    """Build a plan, or take the one that was built before, write it, and check it.
 
     Args:
+        engine: Where the engine goes and what it is to be.
+        prepared: The graph to build from.
+        export: The graph to compare with.
+        images: What to compare on: preprocessed, float32 [n, 3, height, width].
         family: Who builds.
-        onnx: The graph, with the precisions that the engine is to have. External weights lie beside it.
-        batch: Batch sizes of every profile.
-        target: What to build for, and how.
-        progress: Who to tell about the build's phases.
-        timing_cache: What earlier builds on this GPU measured, or None to measure everything. Not used for a build for
-            another GPU than the machine's, which measures nothing.
+        target: What for, and how.
+        cache: Directory of built plans and of TensorRT's measurements.
+        progress: Who to tell.
 
     Raises:
-        EngineError: TensorRT cannot parse or build it; the message is TensorRT's own.
-        UsageError: The target is unknown to this TensorRT.
+        EngineError: TensorRT cannot build it, or what it built is not what was asked for.
+        UsageError: This TensorRT cannot build for the target.
     """
-    log = create_log(family)
-    job = _parse(family, log, onnx)
-    cache = timing_cache if target.compute_capability is None else None
-    _configure(family, job, batch=batch, target=target)
-    if cache is not None:
-        cache.give(job.config)
-    data = _build(job, _Monitor(family, progress))
-    if data is None:
-        raise EngineError(
-            f"{family.title} cannot build the engine: {last_error(log, 'it gives no reason')}",
-            hint="try a smaller --batch or a larger workspace_gib; inspect the graph with trt-vit export",
-        )
-    if cache is not None:
-        cache.take(job.config)
-    return Plan(data, layers_from_log(log.notes), weights_bytes_from_log(log.notes))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a build works on. The parser owns the network's weights, so it has to live as long."""
-
-    builder: trt.Builder
-    network: trt.INetworkDefinition
-    parser: trt.OnnxParser
-    config: trt.IBuilderConfig
-
-
-def _parse(family: Family, log: Log, onnx: Path) -> _Job:
-    """Read the ONNX file into a strongly typed network."""
-    if TYPE_CHECKING:
-        import tensorrt as trt
+    plan = _plan(engine.batch, prepared, family=family, target=target, cache=cache, progress=progress)
+    refuse_other_precision(plan.layers, prepared, engine.precision)
+    (engine.path / ENGINE).write_bytes(plan.data)
+    layers = plan.layers
+    progress.phase("comparing with the fp32 reference")
+    if target.compute_capability is None and driver.gpus():
+        verdict, loaded = verify_engine(family.name, engine, export, images)
+        if isinstance(loaded, TensorRtRuntime):
+            layers = first_profile(layers_from_inspector(loaded.layer_information()), target.lanes)
     else:
-        trt = family.bindings
-    builder = trt.Builder(log.logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(onnx)):
-        raise EngineError(
-            f"{family.title} cannot read the graph: {_parser_error(parser, log)}",
-            hint="export the model with standard operators, or build for --runtime openvino",
-        )
-    return _Job(builder, network, parser, builder.create_builder_config())
+        verdict = verify_graph(prepared.path, engine.precision, export, images)
+        progress.phase("note: no GPU to run the engine on: the graph it was built from was compared instead")
+    return Built(
+        statistics=summarize(layers, plan.weights_bytes),
+        attentions=prepared.attentions,
+        int8_coverage=coverage(layers, prepared.macs, "int8"),
+        verdict=verdict,
+    )
 
 
-def _parser_error(parser: trt.OnnxParser, log: Log) -> str:
-    """Return the parser's first error on one line: what is wrong and at which node."""
-    if parser.num_errors == 0:
-        return last_error(log, "the parser gives no reason")
-    error = parser.get_error(0)
-    reason = " ".join(str(error.desc()).split())
-    return f"{error.node_operator()} node {error.node_name()}: {reason}" if error.node_operator() else reason
+def refuse_other_precision(layers: list[EngineLayer], prepared: Prepared, precision: Precision) -> None:
+    """Refuse an engine whose linear layers do not run in the numbers that were asked for.
 
-
-def _configure(family: Family, job: _Job, *, batch: BatchProfile, target: TargetRecord) -> None:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = family.bindings
-    config = job.config
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the list of layers is what the checks are made on
-    if target.workspace_gib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, round(target.workspace_gib * _GIB))
-    if target.optimization_level is not None:
-        config.builder_optimization_level = target.optimization_level
-    if target.aux_streams is not None:
-        config.max_aux_streams = target.aux_streams
-    if target.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if target.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if target.compute_capability is not None:
-        target_capability(family, config, target.compute_capability)
-    image = job.network.get_input(0)
-    sizes = tuple(image.shape)[1:]
-    for _ in range(target.lanes):
-        profile = job.builder.create_optimization_profile()
-        profile.set_shape(image.name, (batch.min, *sizes), (batch.opt, *sizes), (batch.max, *sizes))
-        if config.add_optimization_profile(profile) < 0:
-            message = f"{family.title} refuses the batch profile {batch} for images of shape {sizes}"
-            raise EngineError(message, hint="choose another --batch MIN,OPT,MAX")
-
-
-def _build(job: _Job, monitor: _Monitor) -> bytes | None:
-    """Build in a thread of its own, so that an interrupt reaches this one at once; it stops the build and waits."""
-    job.config.progress_monitor = monitor.watcher
-    with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as thread:
-        building = thread.submit(job.builder.build_serialized_network, job.network, job.config)
-        try:
-            plan = building.result()
-        except KeyboardInterrupt:
-            monitor.cancelled.set()
-            raise
-    return None if plan is None else bytes(plan)
-
-
-class _Monitor:
-    """Passes TensorRT's progress on, and stops the build when it is told to.
-
-    Attributes:
-        watcher: What TensorRT calls.
-        cancelled: Set it to stop the build at its next step.
+    Raises:
+        EngineError: They do not, by the engine's own list of layers.
     """
+    share = coverage(layers, prepared.macs, precision)
+    if share < _LEAST_SHARE:
+        message = f"of the linear layers' arithmetic only {share:.0%} runs in {precision} in the engine that was built"
+        raise EngineError(message, hint="build in fp16, or with another version of TensorRT")
 
-    def __init__(self, family: Family, progress: BuildProgress) -> None:
-        if TYPE_CHECKING:
-            import tensorrt as trt
-        else:
-            trt = family.bindings
-        cancelled = threading.Event()
 
-        class Watcher(trt.IProgressMonitor):  # type: ignore[misc]  # Any where the bindings are not installed
-            def __init__(self) -> None:
-                super().__init__()
-
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                progress.start(phase_name, parent_phase, num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                progress.step(phase_name, step)
-                return not cancelled.is_set()
-
-            def phase_finish(self, phase_name: str) -> None:
-                progress.finish(phase_name)
-
-        self.cancelled = cancelled
-        self.watcher: trt.IProgressMonitor = Watcher()
+def _plan(
+    batch: BatchProfile,
+    prepared: Prepared,
+    *,
+    family: Family,
+    target: TargetRecord,
+    cache: Path,
+    progress: BuildProgress,
+) -> Plan:
+    gpu = next(iter(driver.gpus()), None) if target.compute_capability is None else None
+    facts = {
+        "family": family.name,
+        "version": family.version,
+        "batch": str(batch),
+        "target": target.model_dump(),
+        "gpu": None if gpu is None else asdict(gpu),
+    }
+    plans = PlanCache(cache / _PLANS)
+    key = key_of(prepared.path, facts)
+    if (plan := plans.get(key)) is not None:
+        progress.phase(f"the {family.title} engine was built before: taken from {plans.directory}")
+        return plan
+    progress.phase(f"building the {family.title} engine")
+    timings = None if gpu is None else TimingCache(cache / _TIMINGS, family, gpu)
+    plan = build_plan(family, prepared.path, batch=batch, target=target, progress=progress, timing_cache=timings)
+    plans.put(key, plan)
+    return plan

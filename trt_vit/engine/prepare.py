@@ -1,0 +1,90 @@
+"""From the exported graph to the one TensorRT is given: rewritten, and with the precision of every layer in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES
+from trt_vit.errors import EngineError
+from trt_vit.graph.attentions import count_attentions
+from trt_vit.graph.rewrite import OPSET, rewrite
+from trt_vit.quantize import cast as casting
+from trt_vit.quantize.linear import linear_layers
+from trt_vit.quantize.qdq import quantize
+from trt_vit.quantize.ranges import activation_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trt_vit.checkpoint.export import Export
+    from trt_vit.engine.manifest import Precision
+    from trt_vit.quantize.qdq import Placement
+
+_OPSETS: dict[Precision, int] = {"bf16": 22}
+"""Operator sets other than the usual one: Conv takes bf16 from 22 on."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The graph that TensorRT is given.
+
+    Attributes:
+        path: Its file; external weights, if any, lie beside it.
+        attentions: How many softmaxes over products it has: attentions that can each become one kernel.
+        macs: Multiply-accumulates an image of each linear layer, by the name of its node.
+        placements: What became of each linear layer in an INT8 or FP8 build; none for the others.
+    """
+
+    path: Path
+    attentions: int
+    macs: dict[str, int]
+    placements: tuple[Placement, ...]
+
+
+def prepare(
+    export: Export,
+    precision: Precision,
+    output: Path,
+    *,
+    calibration: Iterable[NDArray[np.float32]],
+) -> Prepared:
+    """Write the graph for one precision.
+
+    A graph that came with Q/DQ nodes is taken as it is: whoever placed them knew the graph they were placed in.
+
+    Args:
+        export: The fp32 graph, or the quantized one.
+        precision: What the linear layers are to run in. Around INT8 and FP8 the rest runs in fp16.
+        output: The ONNX file to write.
+        calibration: Calibration images for INT8 and FP8: preprocessed, in batches, float32 [n, 3, height, width].
+
+    Raises:
+        EngineError: The graph has no linear layer, or its ranges cannot be measured.
+        ExportError: The graph cannot be brought to the operator set that the precision needs.
+    """
+    model = ir.load(export.path)
+    placements: tuple[Placement, ...] = ()
+    if not export.quantized:
+        model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
+        if precision in ("int8", "fp8"):
+            ranges = activation_ranges(model, calibration)
+            placements = tuple(quantize(model, ranges, precision))
+        if precision != "fp32":
+            casting.cast(model, "bf16" if precision == "bf16" else "fp16")
+    layers = linear_layers(model)
+    if not layers:
+        message = f"{export.source} has no linear layer with a constant weight"
+        raise EngineError(message, hint="export the model again, with its weights inside the graph")
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    external = f"{output.name}.data" if weights > MAX_EMBEDDED_BYTES else None
+    ir.save(model, output, external_data=external)
+    return Prepared(output, count_attentions(model), {layer.name: layer.macs for layer in layers}, placements)

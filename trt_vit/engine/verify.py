@@ -1,0 +1,147 @@
+"""The comparison that every engine passes before it is left: its logits against the fp32 graph's, in ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from trt_vit.engine.compare import Comparison, compare_logits
+from trt_vit.errors import EngineError
+from trt_vit.images.preprocess import Preprocessor
+from trt_vit.runtime import registry
+from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.onnxruntime import open_session
+from trt_vit.runtime.protocol import RuntimeOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from trt_vit.checkpoint.export import Export
+    from trt_vit.engine.manifest import Precision, RuntimeName
+    from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, Runtime
+
+_IMAGES = 8
+_LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99, "int8": 0.9, "fp8": 0.9}
+"""Below these, something is broken: they are no measure of accuracy, which only labelled images give."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How close an engine, or the graph it was built from, came to fp32.
+
+    Attributes:
+        measured_on: Which of the two was run.
+        measured_in: Precision that the machine ran it in.
+        comparison: Its logits against those of the fp32 graph.
+    """
+
+    measured_on: Literal["engine", "graph"]
+    measured_in: Precision
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build has made, beside its files.
+
+    Attributes:
+        statistics: What the runtime made of the graph.
+        attentions: Attentions in the graph.
+        int8_coverage: Share of the linear layers' multiply-accumulates that run in INT8, 0 to 1.
+        verdict: How close it comes to fp32.
+    """
+
+    statistics: EngineStatistics
+    attentions: int
+    int8_coverage: float
+    verdict: Verdict
+
+
+def verify_engine(
+    runtime: RuntimeName, engine: EngineFiles, export: Export, images: NDArray[np.float32]
+) -> tuple[Verdict, Runtime]:
+    """Load an engine as a run would and hold its logits against ONNX Runtime's in fp32.
+
+    Args:
+        runtime: Who runs it.
+        engine: The engine.
+        export: The graph it came from, the fp32 one or the one that came quantized.
+        images: Preprocessed, float32 [n, 3, height, width].
+
+    Returns:
+        The verdict, and the loaded engine.
+
+    Raises:
+        EngineError: They differ by more than the precision explains.
+    """
+    options = RuntimeOptions(batch_size=min(len(images), engine.batch.max), lanes=1)
+    loaded = registry.open_runtime(runtime, engine, options)
+    verdict = _judge(
+        loaded.lanes[0].infer,
+        export,
+        images,
+        batch=loaded.batch_size,
+        expected=engine.precision,
+        measured=("engine", loaded.inference_precision),
+    )
+    return verdict, loaded
+
+
+def verify_graph(graph: Path, precision: Precision, export: Export, images: NDArray[np.float32]) -> Verdict:
+    """Hold the graph that an engine was built from against the fp32 one, both in ONNX Runtime.
+
+    It tells whether casting and quantization went right where there is no GPU to run the engine itself.
+
+    Raises:
+        EngineError: They differ by more than the precision explains.
+    """
+    session = open_session(graph, threads=usable_cores())
+    return _judge(
+        lambda batch: np.asarray(session.run(None, {export.input_name: batch})[0], dtype=np.float32),
+        export,
+        images,
+        batch=export.batch or _IMAGES,
+        expected=precision,
+        measured=("graph", precision),
+    )
+
+
+def generated_images(export: Export) -> NDArray[np.float32]:
+    """Return images of large random squares, preprocessed: float32 [n, 3, height, width], the same ones every time."""
+    height, width = export.image_size
+    preprocessor = Preprocessor(export.preprocessing, export.image_size)
+    generator = np.random.default_rng(0)
+    images = np.empty((export.batch or _IMAGES, 3, height, width), dtype=np.float32)
+    for image in images:
+        coarse = generator.integers(0, 256, size=(7, 7, 3), dtype=np.uint8)
+        rows = np.linspace(0, len(coarse) - 1, height).round().astype(int)
+        columns = np.linspace(0, len(coarse) - 1, width).round().astype(int)
+        preprocessor(np.ascontiguousarray(coarse[rows][:, columns]), image)
+    return images
+
+
+def _judge(
+    infer: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    export: Export,
+    images: NDArray[np.float32],
+    *,
+    batch: int,
+    expected: Precision,
+    measured: tuple[Literal["engine", "graph"], Precision],
+) -> Verdict:
+    session = open_session(export.path, threads=usable_cores())
+    starts = range(0, len(images), export.batch or batch)
+    parts = [images[start : start + (export.batch or batch)] for start in starts]
+    reference = np.concatenate([session.run(None, {export.input_name: part})[0] for part in parts])
+    comparison = compare_logits(np.concatenate([infer(part) for part in parts]), reference)
+    least = _LEAST_COSINE[expected]
+    what, number = measured
+    if not comparison.cosine >= least:
+        message = f"the {expected} {what} disagrees with fp32: cosine {comparison.cosine:.5f}, not {least}"
+        raise EngineError(message, hint="build in fp32 and report the checkpoint, the GPU and the versions")
+    return Verdict(what, number, comparison)
