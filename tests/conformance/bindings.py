@@ -64,18 +64,18 @@ class Member:
         found = (self.directory / "tensorrt_bindings").is_dir()
         return None if found else f"{self.directory.relative_to(ROOT)} is missing: make bindings"
 
-    def stub(self, scratch: Path) -> str:
-        """Return the text of the stub of the member's module, made by a process that loads it."""
-        search = [str(ROOT), *([str(self.directory)] if self.major else [])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
+    def python(self, *arguments: str, scratch: Path) -> str:
+        """Return what a Python that can import the bindings prints."""
+        environment = dict(os.environ)
         if self.major:
+            environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(self.directory)))
             environment["LD_LIBRARY_PATH"] = str(self._placeholders(scratch))
-        command = [sys.executable, "-m", "tests.conformance.stubs", self.native]
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=ROOT).stdout
 
     def _placeholders(self, scratch: Path) -> Path:
         directory = scratch / f"libraries-{self.major}"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         for name in _LIBRARIES:
             (directory / f"{name}.so.{self.major}").write_bytes(shared_library(_LINKED))
         return directory
@@ -104,10 +104,11 @@ class Stubs:
         """
         if member.lacks:
             pytest.skip(member.lacks)
-        path = self._directory / member.name.replace(" ", "-") / "__init__.pyi"
+        path = self._directory / member.name.replace(" ", "-") / "bindings.pyi"
         if not path.exists():
             path.parent.mkdir(parents=True)
-            path.write_text(member.stub(path.parent), encoding="utf-8")
+            text = member.python("-m", "tests.conformance.stubs", member.native, scratch=path.parent)
+            path.write_text(text, encoding="utf-8")
         return path
 
     def search_path(self, member: Member) -> Path:

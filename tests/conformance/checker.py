@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -67,7 +67,7 @@ class Checker:
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if done.returncode > 1 or done.stderr:
             raise RuntimeError(f"mypy failed:\n{done.stderr or done.stdout}")
-        found = (json.loads(line) for line in done.stdout.splitlines())
+        found = [json.loads(line) for line in done.stdout.splitlines() if line]
         return [
             Finding(
                 path=Path(each["file"]).resolve(),
@@ -90,6 +90,17 @@ def names_of(stub: Path) -> frozenset[str]:
     return frozenset(name for name in found if not name.startswith("_"))
 
 
+def without_casts(source: str) -> str:
+    """Return a source whose values are no longer cast to types of TensorRT, so that they must be of them.
+
+    Its lines stay where they are.
+    """
+    while casts := [node for node in ast.walk(ast.parse(source)) if _is_cast(node)]:
+        call, value = casts[-1], casts[-1].args[1]
+        source = _cut(_cut(source, _end(value), _end(call), ")"), _start(call), _start(value), "(")
+    return source
+
+
 def imports_types(source: str) -> bool:
     """Return whether a module imports TensorRT, be it only for its types."""
     imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import)]
@@ -99,17 +110,40 @@ def imports_types(source: str) -> bool:
 def loopholes(source: str) -> list[str]:
     """Return the lines of a module that imports TensorRT's types where it could get round them unseen by mypy."""
     lines = source.splitlines()
-    found = [
+    found = {
         number for number, line in enumerate(lines, 1) if "# type: ignore" in line and not _IGNORED_BASE.match(line)
-    ]
+    }
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            cast_to = ast.unparse(node.args[0]).strip("'\"") if node.func.id == "cast" else ""
-            if node.func.id in _DYNAMIC or re.search(r"\b(trt|tensorrt|Any)\b", cast_to):
-                found.append(node.lineno)
-        elif isinstance(node, ast.ImportFrom) and node.module in TYPES:
-            found.append(node.lineno)
-    return [f"{number}: {lines[number - 1].strip()}" for number in sorted(set(found))]
+        if isinstance(node, ast.ImportFrom) and node.module in TYPES:
+            found.add(node.lineno)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            to_any = node.func.id == "cast" and "Any" in ast.unparse(node.args[0])
+            if node.func.id in _DYNAMIC or to_any:
+                found.add(node.lineno)
+    return [f"{number}: {lines[number - 1].strip()}" for number in sorted(found)]
+
+
+def _is_cast(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Whether a node casts to a type of TensorRT."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cast"):
+        return False
+    return bool(re.search(r"\b(trt|rtx)\.", ast.unparse(node.args[0])))
+
+
+def _cut(source: str, start: tuple[int, int], end: tuple[int, int], put: str) -> str:
+    lines = source.splitlines(keepends=True)
+    head = lines[start[0] - 1].encode()[: start[1]].decode()
+    tail = lines[end[0] - 1].encode()[end[1] :].decode()
+    broken = "\n" * (end[0] - start[0])
+    return "".join([*lines[: start[0] - 1], head, put, broken, tail, *lines[end[0] :]])
+
+
+def _start(node: ast.expr) -> tuple[int, int]:
+    return node.lineno, node.col_offset
+
+
+def _end(node: ast.expr) -> tuple[int, int]:
+    return node.end_lineno or 0, node.end_col_offset or 0
 
 
 def _uses(path: Path, names: frozenset[str]) -> Iterator[Finding]:
@@ -121,7 +155,7 @@ def _uses(path: Path, names: frozenset[str]) -> Iterator[Finding]:
             message = f"the type of {ast.unparse(node.value)} is unknown, so {node.attr} is not checked"
             for place in (node.value, node, calls.get(node)):
                 if place is not None:
-                    yield Finding(path, node.lineno, message, _span(place))
+                    yield Finding(path, node.lineno, message, (*_start(place), *_end(place)))
 
 
 def _names_of_other_packages(tree: ast.AST) -> Iterator[str]:
@@ -133,7 +167,3 @@ def _names_of_other_packages(tree: ast.AST) -> Iterator[str]:
 
 def _is_foreign(module: str) -> bool:
     return module.partition(".")[0] not in {"trt_vit", "tests", *TYPES}
-
-
-def _span(node: ast.expr) -> tuple[int, int, int, int]:
-    return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0

@@ -2,7 +2,7 @@
 
     python -m tests.conformance.stubs tensorrt_bindings.tensorrt > __init__.pyi
 
-What has no readable signature is left out of the stub and named on standard error: whoever uses it is told.
+What has no readable signature is left out, but for its name in a comment at the end: whoever uses it is told.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _IMPORTS = ["import builtins", "import collections.abc", "import typing", "impor
 _DUNDERS = {"__init__", "__call__", "__contains__", "__getitem__", "__index__", "__int__", "__iter__", "__len__"} | {
     f"__{operator}__" for operator in ("and", "ge", "gt", "invert", "le", "lt", "or", "rand", "ror", "rxor", "xor")
 }
+UNREADABLE = "# unreadable: "
 _GETBUFFER = 1  # Py_bf_getbuffer of CPython's stable ABI
 
 
@@ -35,14 +36,15 @@ class StubWriter:
         self._native = native
         self._package = package
         self._reader = SignatureReader(native)
-        self.unreadable: list[str] = []
+        self._unreadable: list[str] = []
 
     def text(self) -> str:
-        """Return the text of the stub, and fill ``unreadable``."""
+        """Return the text of the stub."""
         lines = [*_IMPORTS, "__version__: builtins.str"]
         for name, value in sorted(vars(self._package).items()):
             if not name.startswith("_"):
                 lines += self._module_member(name, value)
+        lines += [f"{UNREADABLE}{name}" for name in self._unreadable]
         return "\n".join(lines) + "\n"
 
     def _module_member(self, name: str, value: object) -> Iterator[str]:
@@ -108,7 +110,7 @@ class StubWriter:
         try:
             found = self._reader.functions(name, doc, implemented=implemented)
         except NoSignatureError:
-            self.unreadable.append(where)
+            self._unreadable.append(where)
             return
         for function in found:
             if len(found) > 1:
@@ -128,9 +130,7 @@ def has_buffer(cls: type) -> bool:
 def main() -> None:
     """Print the stub of the native module that is named, with what the package around it adds."""
     native = importlib.import_module(sys.argv[1])
-    writer = StubWriter(native, sys.modules[sys.argv[1].partition(".")[0]])
-    sys.stdout.write(writer.text())
-    sys.stderr.write("".join(f"{name}\n" for name in writer.unreadable))
+    sys.stdout.write(StubWriter(native, sys.modules[sys.argv[1].partition(".")[0]]).text())
 
 
 if __name__ == "__main__":
