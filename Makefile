@@ -3,16 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# TensorRT's Python bindings without its libraries: what the conformance tests hold the code against.
+BINDINGS := build/bindings/.installed
 
-.PHONY: demo test gpu-check lint install format clean
+.PHONY: demo test gpu-check lint install bindings format clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[export]'
+	$(PIP) --upgrade pip
+	$(PIP) --group dev --editable '.[export,rtx]'
+	touch $@
+
+bindings: $(BINDINGS)
+
+$(BINDINGS): $(STAMP)
+	$(PIP) --no-deps --upgrade --target build/bindings/tensorrt-10 tensorrt-cu12-bindings
+	$(PIP) --no-deps --upgrade --target build/bindings/tensorrt-11 tensorrt-cu13-bindings
 	touch $@
 
 demo: install
@@ -25,7 +35,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint bindings
 	$(BIN)/pytest -n auto
 
 # The tests that need an NVIDIA GPU; elsewhere each says what it lacks.

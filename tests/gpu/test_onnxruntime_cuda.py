@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from trt_vit.doctor import cuda_driver_version
+from trt_vit.cuda import driver
 from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime, open_session, providers
 from trt_vit.runtime.protocol import RuntimeOptions
 
@@ -17,7 +17,7 @@ CUDA = "CUDAExecutionProvider"
 
 @pytest.mark.gpu
 def test_the_cuda_provider_answers_as_the_cpu_does(onnxruntime_bundle: Bundle) -> None:
-    if cuda_driver_version() is None:
+    if driver.version() is None:
         pytest.skip("needs an NVIDIA GPU and its driver")
     if CUDA not in dict(providers()):
         pytest.skip("needs onnxruntime-gpu")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trt_vit.caches import cache_directory
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine import onnxruntime, openvino, tensorrt
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.order import QUANTIZED, take_order
-from trt_vit.engine.plan_cache import default_directory
 from trt_vit.engine.record import manifest, model_record, quantization_record
 from trt_vit.engine.verify import Built, generated_images, verify_engine
 from trt_vit.errors import UsageError
@@ -184,7 +184,7 @@ def _build_tensorrt(
         images,
         family=which.family,
         target=which.target,
-        cache=order.settings.cache or default_directory(),
+        cache=order.settings.cache or cache_directory(),
         progress=progress,
     )
     return built, prepared.placements

@@ -115,7 +115,8 @@ class TargetRecord(_Record):
         workspace_gib: Most memory that a layer's kernels may use while they run, in GiB; None for all there is.
         optimization_level: How hard the builder searches, 0 to 5; None for TensorRT's default.
         aux_streams: Streams that one batch may be spread over; None for TensorRT's default.
-        version_compatible: Whether later versions of TensorRT can load the plan.
+        version_compatible: Whether later versions of TensorRT can load the plan. They then need the lean runtime of this
+            version installed: the plan does not carry it, as it is host code.
         hardware_compatible: Whether later GPU generations can load the plan.
     """
 

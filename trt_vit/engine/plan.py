@@ -158,6 +158,7 @@ def _configure(family: Family, job: _Job, *, batch: BatchProfile, target: Target
         config.max_aux_streams = target.aux_streams
     if target.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)  # host code, which is never loaded from a plan
     if target.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if target.compute_capability is not None:

@@ -28,11 +28,6 @@ _PLAN = "engine.plan"
 _FACTS = "plan.json"
 
 
-def default_directory() -> Path:
-    """Return where the user's caches lie: ``$XDG_CACHE_HOME/trt-vit``, or ``~/.cache/trt-vit``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "trt-vit")
-
-
 def key_of(onnx: Path, facts: Mapping[str, Any]) -> str:
     """Return the digest of all that decides what a build gives.
 

@@ -6,10 +6,10 @@ One file a version of TensorRT and a GPU, as measurements of one say nothing abo
 from __future__ import annotations
 
 import fcntl
-import os
-import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from trt_vit.caches import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ class TimingCache:
                 cache = config.get_timing_cache()
                 if self.path.exists():
                     cache.combine(config.create_timing_cache(self.path.read_bytes()), ignore_mismatch=False)
-                _write(self.path, bytes(cache.serialize()))
+                replace_file(self.path, bytes(cache.serialize()))
         except OSError:
             return  # the engine is built: the next build measures again
 
@@ -64,15 +64,3 @@ class TimingCache:
         with self.path.with_suffix(".lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.replace(stream.name, path)  # noqa: PTH105
-        except OSError:
-            os.unlink(stream.name)  # noqa: PTH108
-            raise

@@ -38,7 +38,7 @@ def failure(name: RuntimeName) -> str | None:
 
 
 def usable() -> list[RuntimeName]:
-    """Return the runtimes that can run an engine on this machine: installed, loading, and with a GPU if they need one."""
+    """Return the runtimes that can run an engine here: installed, loading, and with a GPU where they need one."""
     has_gpu = bool(driver.gpus())
     return [name for name in installed() if (has_gpu or name not in FAMILIES) and failure(name) is None]
 

@@ -8,15 +8,15 @@ others, and a file that is not exactly what was written is not shown to the libr
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import threading
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+from trt_vit.caches import cache_directory, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import tensorrt_rtx as rtx
 
@@ -27,10 +27,9 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def cache_path(family: Family, plan: bytes, device: Device) -> Path:
-    """Return the file of one engine, GPU and version of the library, below $XDG_CACHE_HOME or ~/.cache."""
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "trt-vit", "kernels")
+    """Return the file of one engine, GPU and version of the library, in the user's cache directory."""
     machine = f"{device.name} {device.compute_capability} {family.title}"
-    return directory / hashlib.sha256(hashlib.sha256(plan).digest() + machine.encode()).hexdigest()
+    return cache_directory() / "kernels" / hashlib.sha256(hashlib.sha256(plan).digest() + machine.encode()).hexdigest()
 
 
 class KernelCache:
@@ -67,7 +66,7 @@ class KernelCache:
             yield
             if count not in self._compiled:
                 self._compiled.add(count)
-                _write(self._path, bytes(self._cache.serialize()))
+                _store(self._path, bytes(self._cache.serialize()))
 
 
 def _read(path: Path) -> bytes | None:
@@ -79,16 +78,6 @@ def _read(path: Path) -> bytes | None:
     return kernels if hashlib.sha256(kernels).digest() == digest else None
 
 
-def _write(path: Path, kernels: bytes) -> None:
-    """Replace the file in one step: a reader finds the old one or the new one, and two writers do not mix."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(hashlib.sha256(kernels).digest() + kernels)
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError:
-        return  # the next run compiles again
+def _store(path: Path, kernels: bytes) -> None:
+    with suppress(OSError):  # the next run compiles again
+        replace_file(path, hashlib.sha256(kernels).digest() + kernels)
