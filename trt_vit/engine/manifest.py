@@ -110,12 +110,13 @@ class TargetRecord(_Record):
 
     Attributes:
         lanes: Batches that can be in flight at once: optimization profiles in the plan.
-        compute_capability: GPU generation that was built for ahead of time, as ``8.9``; None for the machine's own GPU.
-        gpu: Name of the GPU that it was built on, or None for a build ahead of time.
+        compute_capability: GPU generation that TensorRT for RTX built for, as ``8.9``; None for every one from Ampere on,
+            and for TensorRT, which builds for the GPU it runs on.
+        gpu: Name of the GPU that TensorRT built on and for; None for TensorRT for RTX.
         workspace_gib: Most memory that a layer's kernels may use while they run, in GiB; None for all there is.
         optimization_level: How hard the builder searches, 0 to 5; None for TensorRT's default.
         aux_streams: Streams that one batch may be spread over; None for TensorRT's default.
-        version_compatible: Whether later versions of TensorRT can load the plan. They then need the lean runtime of this
+        version_compatible: Whether later versions of TensorRT can load the plan. They need the lean runtime of this
             version installed: the plan does not carry it, as it is host code.
         hardware_compatible: Whether later GPU generations can load the plan.
     """

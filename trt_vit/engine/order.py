@@ -90,7 +90,8 @@ def default_path(source: str, precision: Precision, runtime: RuntimeName) -> Pat
 
 
 def _tensorrt_order(settings: BuildSettings, family: Family) -> TensorRtOrder:
-    gpu = next(iter(driver.gpus()), None) if settings.compute_capability is None else None
+    refuse_unbuildable(family)
+    gpu = next(iter(driver.gpus()), None) if family.name == "tensorrt" else None
     target = TargetRecord(
         lanes=settings.lanes,
         compute_capability=settings.compute_capability,
@@ -101,7 +102,6 @@ def _tensorrt_order(settings: BuildSettings, family: Family) -> TensorRtOrder:
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible,
     )
-    refuse_unbuildable(family, target)
     capability = target.compute_capability or (gpu.compute_capability if gpu is not None else None)
     first, generation = _FIRST_CAPABILITY.get(settings.precision, (0.0, ""))
     if capability is not None and float(capability) < first:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from trt_vit.cuda import driver
 from trt_vit.engine.layers import first_profile, layers_from_log, weights_bytes_from_log
-from trt_vit.errors import EngineError, EnvironmentFault, UsageError
+from trt_vit.errors import EngineError, EnvironmentFault
 from trt_vit.runtime.tensorrt_family import create_log, last_error, target_capability
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trt_vit.engine.timing_cache import TimingCache
     from trt_vit.runtime.tensorrt_family import Family, Log
 
-_ELSEWHERE = "--runtime tensorrt-rtx --compute-capability 8.9 builds without a GPU"
+_ELSEWHERE = "--runtime tensorrt-rtx builds without a GPU"
 _GIB = 2**30
 
 
@@ -47,21 +47,15 @@ class Plan:
     weights_bytes: int
 
 
-def refuse_unbuildable(family: Family, target: TargetRecord) -> None:
+def refuse_unbuildable(family: Family) -> None:
     """Refuse a build that the machine cannot do, before anything slow is begun.
 
     Raises:
         EnvironmentFault: TensorRT needs a GPU and there is none.
-        UsageError: Nothing says which GPU TensorRT for RTX is to build for.
     """
-    if driver.gpus():
-        return
-    if family.name == "tensorrt":
+    if family.name == "tensorrt" and not driver.gpus():
         message = f"{family.title} builds only on the GPU that the engine is for, and this machine has none"
         raise EnvironmentFault(message, hint=f"build on such a machine; {_ELSEWHERE}")
-    if target.compute_capability is None:
-        message = f"this machine has no GPU, and nothing says which one {family.title} is to build for"
-        raise UsageError(message, hint="give --compute-capability, 8.9 say")
 
 
 def build_plan(
@@ -83,8 +77,8 @@ def build_plan(
         batch: Batch sizes of every profile.
         target: What to build for, and how.
         progress: Who to tell about the build's phases.
-        timing_cache: What earlier builds on this GPU measured, or None to measure everything. Not used for a build for
-            another GPU than the machine's, which measures nothing.
+        timing_cache: What earlier builds on this GPU measured; None for TensorRT for RTX, which measures nothing and
+            with a timing cache would want a GPU.
 
     Raises:
         EngineError: TensorRT cannot parse or build it; the message is TensorRT's own.
@@ -92,18 +86,17 @@ def build_plan(
     """
     log = create_log(family)
     job = _parse(family, log, onnx)
-    cache = timing_cache if target.compute_capability is None else None
     _configure(family, job, batch=batch, target=target)
-    if cache is not None:
-        cache.give(job.config)
+    if timing_cache is not None:
+        timing_cache.give(job.config)
     data = _build(job, _Monitor(family, progress))
     if data is None:
         raise EngineError(
             f"{family.title} cannot build the engine: {last_error(log, 'it gives no reason')}",
             hint="try a smaller --batch or a larger workspace_gib; inspect the graph with trt-vit export",
         )
-    if cache is not None:
-        cache.take(job.config)
+    if timing_cache is not None:
+        timing_cache.take(job.config)
     return Plan(data, first_profile(layers_from_log(log.notes), target.lanes), weights_bytes_from_log(log.notes))
 
 

@@ -68,7 +68,7 @@ def write_engine(
     (engine.path / ENGINE).write_bytes(plan.data)
     layers = plan.layers
     progress.phase("comparing with the fp32 reference")
-    if target.compute_capability is None and driver.gpus():
+    if any(target.compute_capability in {None, gpu.compute_capability} for gpu in driver.gpus()):
         verdict, loaded = verify_engine(family.name, engine, export, images)
         if isinstance(loaded, TensorRtRuntime):
             layers = first_profile(layers_from_inspector(loaded.layer_information()), target.lanes)
@@ -104,7 +104,7 @@ def _plan(
     cache: Path,
     progress: BuildProgress,
 ) -> Plan:
-    gpu = next(iter(driver.gpus()), None) if target.compute_capability is None else None
+    gpu = next(iter(driver.gpus()), None) if family.name == "tensorrt" else None
     facts = {
         "family": family.name,
         "version": family.version,
