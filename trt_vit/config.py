@@ -92,8 +92,8 @@ class BuildSettings(Settings):
         batch: Batch sizes the engine is for: smallest, usual, largest. 1,8,32 where it is not given.
         calibration: Directory of images that the ranges of an INT8 or FP8 engine are measured on.
         calibration_images: How many of them are used, the same share of each of its folders.
-        compute_capability: GPU generation that TensorRT for RTX builds for, as ``8.9``; every one from Ampere on where it
-            is not given. No GPU is needed either way.
+        compute_capability: GPU generation that TensorRT for RTX builds for, as ``8.9``; every one from Ampere on where
+            it is not given. No GPU is needed either way.
         preprocessor: A preprocessor_config.json to use in place of the checkpoint's own.
         labels: A text file with one label a line, to use in place of the checkpoint's own.
         lanes: Batches that a TensorRT engine can have in flight at once; each costs memory for its activations.

@@ -89,16 +89,19 @@ def layers_from_inspector(text: str) -> list[EngineLayer]:
     """Read the layers from the engine inspector's JSON.
 
     Raises:
-        EngineError: It is not the JSON of an engine built with detailed profiling verbosity.
+        EngineError: It is not the JSON of an engine built with detailed profiling verbosity, or lists no layer.
     """
     hint = "build the engine again with this version of TensorRT"
     try:
         entries = json.loads(text)["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
+        if entries and all(isinstance(entry, str) for entry in entries):
+            raise EngineError("the engine tells only its layers' names", hint=hint)
+        layers = [_layer_from_entry(entry) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError("the engine inspector gives no list of layers", hint=hint) from error
-    if not all(isinstance(entry, dict) and "LayerType" in entry for entry in entries):
-        raise EngineError("the engine tells only its layers' names", hint=hint)
-    return [_layer_from_entry(entry) for entry in entries]
+    if not layers:
+        raise EngineError("the engine inspector lists no layer", hint=hint)
+    return layers
 
 
 def first_profile(layers: Sequence[EngineLayer], profiles: int) -> list[EngineLayer]:

@@ -110,8 +110,8 @@ class TargetRecord(_Record):
 
     Attributes:
         lanes: Batches that can be in flight at once: optimization profiles in the plan.
-        compute_capability: GPU generation that TensorRT for RTX built for, as ``8.9``; None for every one from Ampere on,
-            and for TensorRT, which builds for the GPU it runs on.
+        compute_capability: GPU generation that TensorRT for RTX built for, as ``8.9``; None for every one from Ampere
+            on, and for TensorRT, which builds for the GPU it runs on.
         gpu: Name of the GPU that TensorRT built on and for; None for TensorRT for RTX.
         workspace_gib: Most memory that a layer's kernels may use while they run, in GiB; None for all there is.
         optimization_level: How hard the builder searches, 0 to 5; None for TensorRT's default.

@@ -1,7 +1,7 @@
 """Built plans, kept: the same graph, settings, versions and GPU never build twice.
 
-A plan is native code. What is taken from here is compared with the digest that was stored beside it, and the directory
-is made for its owner alone.
+A plan is native code. What is taken from here, the list of its layers included, is compared with the digest that was
+stored beside it, and the directory is made for its owner alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,20 +59,22 @@ class PlanCache:
         try:
             facts = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
             data = (entry / _PLAN).read_bytes()
-            if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-                return None
             layers = [
                 EngineLayer(**{name: _frozen(value) for name, value in layer.items()}) for layer in facts["layers"]
             ]
-            os.utime(entry)
-            return Plan(data, layers, facts["weights_bytes"])
+            plan = Plan(data, layers, facts["weights_bytes"])
+            if _digest(plan) != facts["sha256"]:
+                return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        with suppress(OSError):  # another user's cache is read all the same
+            os.utime(entry)
+        return plan
 
     def put(self, key: str, plan: Plan) -> None:
         """Store a plan, whole or not at all. A full or read-only disk is no error: the plan is built again then."""
         facts = {
-            "sha256": hashlib.sha256(plan.data).hexdigest(),
+            "sha256": _digest(plan),
             "weights_bytes": plan.weights_bytes,
             "layers": [asdict(layer) for layer in plan.layers],
         }
@@ -89,7 +92,7 @@ class PlanCache:
             return
 
     def _make_room(self, wanted: int) -> None:
-        entries = [entry for entry in self.directory.iterdir() if not entry.name.startswith(".")]
+        entries = [entry for entry in self.directory.iterdir() if (entry / _FACTS).is_file()]
         sizes = {entry: _size(entry) for entry in entries}
         total = sum(sizes.values()) + wanted
         for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
@@ -97,6 +100,14 @@ class PlanCache:
                 return
             shutil.rmtree(entry, ignore_errors=True)
             total -= sizes[entry]
+
+
+def _digest(plan: Plan) -> str:
+    """Return the digest of a plan and of what is known about it."""
+    facts = [plan.weights_bytes, [asdict(layer) for layer in plan.layers]]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    digest.update(plan.data)
+    return digest.hexdigest()
 
 
 def _size(entry: Path) -> int:

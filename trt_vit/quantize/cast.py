@@ -89,7 +89,7 @@ class _Caster:
     def run(self) -> None:
         walk = [(node, [i for i, value in enumerate(node.inputs) if _is_float(value)]) for node in self._graph]
         for node, floats in walk:
-            if node.op_type == "Cast" and node.domain == "" and not node.outputs[0].is_graph_output():
+            if node.op_type == "Cast" and node.domain == "":
                 self._retarget(node)
             else:
                 self._convert(node, floats)
@@ -126,7 +126,7 @@ class _Caster:
     def _retarget(self, node: ir.Node) -> None:
         """Let a Cast to float32 cast to the new type, or take it out where its input has that type or will have it."""
         value, output = _input(node, 0), node.outputs[0]
-        if output.dtype not in {ir.DataType.FLOAT, self._target}:
+        if output.is_graph_output() or output.dtype not in {ir.DataType.FLOAT, self._target}:
             return
         if _dtype(value).is_floating_point():
             output.replace_all_uses_with(self._activation(value, self._target))
@@ -178,7 +178,7 @@ class _Caster:
         if value not in self._weights:
             with np.errstate(over="ignore"):
                 array = _array(value).astype(self._target.numpy())
-            self._weights[value] = initializer(self._graph, self._name(value), array)
+            self._weights[value] = initializer(self._graph, self._name(value, self._target), array)
         return self._weights[value]
 
     def _activation(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -187,7 +187,7 @@ class _Caster:
         if source.dtype == dtype:
             return source
         if (source, dtype) not in self._casts:
-            result = ir.Value(name=self._name(source), shape=source.shape, type=ir.TensorType(dtype))
+            result = ir.Value(name=self._name(source, dtype), shape=source.shape, type=ir.TensorType(dtype))
             self._insert_cast(source, result)
             self._casts[source, dtype] = result
             self._sources[result] = source
@@ -205,14 +205,14 @@ class _Caster:
         """Cast an output of the graph to float32, under the name that it had."""
         inner = self._graph.outputs[index]
         name = inner.name
-        inner.name = self._name(inner)
+        inner.name = self._name(inner, self._target)
         result = ir.Value(name=name, shape=inner.shape, type=ir.TensorType(ir.DataType.FLOAT))
         self._insert_cast(inner, result)
         self._graph.outputs[index] = result
 
-    def _name(self, value: ir.Value) -> str:
-        """Return a name for another version of a tensor that nothing in the graph has."""
-        base = free = f"{value.name}_{self._target.short_name()}"
+    def _name(self, value: ir.Value, dtype: ir.DataType) -> str:
+        """Return a name for a tensor in another type that nothing in the graph has."""
+        base = free = f"{value.name}_{dtype.short_name()}"
         count = 0
         while free in self._names:
             count += 1
