@@ -12,7 +12,7 @@ from trt_vit.engine.manifest import Precision, RuntimeName, TargetRecord
 from trt_vit.engine.plan import refuse_unbuildable
 from trt_vit.errors import UsageError
 from trt_vit.runtime import registry
-from trt_vit.runtime.tensorrt_family import FAMILIES, Family, load_family
+from trt_vit.runtime.tensorrt_family import FAMILIES, Family, load_family, refuse_unknown_capability
 
 if TYPE_CHECKING:
     from trt_vit.config import BuildSettings
@@ -72,6 +72,7 @@ def take_order(settings: BuildSettings) -> Order:
     if precision not in _PRECISIONS[runtime]:
         message = f"{runtime} engines are built in {' or '.join(_PRECISIONS[runtime])}, not in {precision}"
         raise UsageError(message, hint="choose another --precision, or --runtime tensorrt-rtx")
+    _refuse_uncalibrated(settings)
     path = settings.output or default_path(settings.source, precision, runtime)
     if runtime in FAMILIES:
         return Order(settings, runtime, precision, _tensorrt_order(settings, load_family(runtime)), path)
@@ -89,8 +90,22 @@ def default_path(source: str, precision: Precision, runtime: RuntimeName) -> Pat
     return BUILT / f"{name}-{precision}-{runtime}"
 
 
+def _refuse_uncalibrated(settings: BuildSettings) -> None:
+    """Refuse INT8 and FP8 without images to measure ranges on; an .onnx file may hold ranges of its own."""
+    if settings.precision not in QUANTIZED:
+        return
+    if settings.calibration is not None and not os.path.isdir(settings.calibration):  # noqa: PTH112 - a long name
+        message = f"--calibration {settings.calibration} is not a directory"
+        raise UsageError(message, hint="name a directory of images like those to classify")
+    if settings.calibration is None and not settings.source.lower().endswith(".onnx"):
+        message = f"{settings.precision} needs images to measure ranges on, and --calibration names none"
+        raise UsageError(message, hint="give --calibration DIR, a directory of images like those to classify")
+
+
 def _tensorrt_order(settings: BuildSettings, family: Family) -> TensorRtOrder:
     refuse_unbuildable(family)
+    if settings.compute_capability is not None:
+        refuse_unknown_capability(family, settings.compute_capability)
     gpu = next(iter(driver.gpus()), None) if family.name == "tensorrt" else None
     target = TargetRecord(
         lanes=settings.lanes,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES
-from trt_vit.errors import EngineError
+from trt_vit.errors import ArtifactError, EngineError
 from trt_vit.graph.attentions import count_attentions
+from trt_vit.graph.edit import constant, initializer
 from trt_vit.graph.rewrite import OPSET, rewrite
 from trt_vit.quantize import cast as casting
 from trt_vit.quantize.linear import linear_layers
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
@@ -57,7 +58,8 @@ def prepare(
 ) -> Prepared:
     """Write the graph for one precision.
 
-    A graph that came with Q/DQ nodes is taken as it is: whoever placed them knew the graph they were placed in.
+    A graph that came with Q/DQ nodes is taken as it is: whoever placed them knew the graph they were placed in. Only
+    its quantized biases become fp32 again, as TensorRT has none. Metadata is left out, so that it decides nothing.
 
     Args:
         export: The fp32 graph, or the quantized one.
@@ -74,10 +76,11 @@ def prepare(
     if not export.quantized:
         model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
         if precision in ("int8", "fp8"):
-            ranges = activation_ranges(model, calibration)
-            placements = tuple(quantize(model, ranges, precision))
+            placements = tuple(quantize(model, _ranges(model, calibration, export), precision))
         if precision != "fp32":
             casting.cast(model, "bf16" if precision == "bf16" else "fp16")
+    else:
+        _dequantize_biases(model.graph)
     layers = linear_layers(model)
     if not layers:
         message = f"{export.source} has no linear layer with a constant weight"
@@ -85,6 +88,26 @@ def prepare(
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
+    model.metadata_props.clear()
     external = f"{output.name}.data" if weights > MAX_EMBEDDED_BYTES else None
     ir.save(model, output, external_data=external)
     return Prepared(output, count_attentions(model), {layer.name: layer.macs for layer in layers}, placements)
+
+
+def _ranges(model: ir.Model, calibration: Iterable[NDArray[np.float32]], export: Export) -> dict[str, float]:
+    try:
+        return activation_ranges(model, calibration)
+    except ArtifactError as error:
+        message = f"the ranges of {export.source} cannot be measured: {error.message}"
+        raise EngineError(message, hint="export the model with standard operators") from error
+
+
+def _dequantize_biases(graph: ir.Graph) -> None:
+    """Compute the DequantizeLinear nodes of int32 constants: ONNX Runtime quantizes biases, TensorRT does not."""
+    for node in [node for node in graph if node.op_type == "DequantizeLinear" and node.domain == ""]:
+        codes, scale = constant(node.inputs[0]), constant(node.inputs[1])
+        if codes is None or scale is None or codes.dtype != np.int32 or codes.ndim > 1:
+            continue
+        bias = initializer(graph, f"{node.outputs[0].name}_fp32", np.multiply(codes, scale, dtype=scale.dtype))
+        node.outputs[0].replace_all_uses_with(bias)
+        graph.remove(node, safe=True)

@@ -92,7 +92,7 @@ def refuse_other_precision(layers: list[EngineLayer], prepared: Prepared, precis
     share = coverage(layers, prepared.macs, precision)
     if share < _LEAST_SHARE:
         message = f"of the linear layers' arithmetic only {share:.0%} runs in {precision} in the engine that was built"
-        raise EngineError(message, hint="build in fp16, or with another version of TensorRT")
+        raise EngineError(message, hint="choose another --precision, or another version of TensorRT")
 
 
 def _plan(

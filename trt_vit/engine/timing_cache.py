@@ -41,7 +41,7 @@ class TimingCache:
         except OSError:
             data = b""
         cache = config.create_timing_cache(data)
-        if not config.set_timing_cache(cache, ignore_mismatch=False):
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
     def take(self, config: trt.IBuilderConfig) -> None:
@@ -52,8 +52,9 @@ class TimingCache:
         try:
             with self._locked():
                 cache = config.get_timing_cache()
-                if self.path.exists():
-                    cache.combine(config.create_timing_cache(self.path.read_bytes()), ignore_mismatch=False)
+                stored = config.create_timing_cache(self.path.read_bytes()) if self.path.exists() else None
+                if stored is not None:
+                    cache.combine(stored, ignore_mismatch=False)
                 replace_file(self.path, bytes(cache.serialize()))
         except OSError:
             return  # the engine is built: the next build measures again

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from dataclasses import dataclass
-from itertools import chain, groupby, zip_longest
+from itertools import cycle, groupby, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,17 +55,9 @@ def choose_images(directory: Path, count: int) -> CalibrationSet:
         UsageError: There is no such directory.
         InputError: None of its images can be read.
     """
-    paths = _in_turn(list_images([str(directory)]), directory)
+    folders = _folders(list_images([str(directory)]), directory)
     digest, chosen, unreadable = hashlib.sha256(), list[str](), dict[str, str]()
-    for path in paths:
-        if len(chosen) == count:
-            break
-        try:
-            data = read_image(path)
-            decode(data)
-        except ImageError as error:
-            unreadable[path] = str(error)
-            continue
+    for path, data in islice(_in_turn([_readable(folder, unreadable) for folder in folders]), count):
         digest.update(f"{os.path.relpath(path, directory)}\0{len(data)}\0".encode(errors="surrogateescape"))
         digest.update(data)
         chosen.append(path)
@@ -84,30 +77,60 @@ def read_batches(
         images: Paths that ``choose_images`` has found readable.
         preprocessing: The checkpoint's.
         image_size: Height and width that the model takes, in pixels.
-        batch: Images a batch where the model takes no other number: the last ones are then left out.
+        batch: Images a batch where the model takes no other number: the last one is then filled up with the first
+            images, which change no range.
 
     Yields:
         float32 [n, 3, height, width].
+
+    Raises:
+        InputError: An image cannot be read any more.
     """
     preprocess = Preprocessor(preprocessing, image_size)
     size = batch or _BATCH
     for start in range(0, len(images), size):
         paths = images[start : start + size]
-        if batch is not None and len(paths) < batch:
-            return
+        if batch is not None:
+            paths = [*paths, *islice(cycle(images), batch - len(paths))]
         pixels = np.empty((len(paths), 3, *image_size), dtype=np.float32)
         for path, out in zip(paths, pixels, strict=True):
-            preprocess(decode(read_image(path)), out)
+            try:
+                preprocess(decode(read_image(path)), out)
+            except ImageError as error:
+                hint = "leave the calibration images where they are while an engine is built"
+                raise InputError(f"{path} cannot be read any more: {error}", hint=hint) from error
         yield pixels
 
 
-def _in_turn(paths: Sequence[str], directory: Path) -> Iterator[str]:
-    """Return paths of each folder in turn."""
-    folders = [
+def _folders(paths: Sequence[str], directory: Path) -> list[list[str]]:
+    """Return the paths of each folder, in the order in which they are tried."""
+    return [
         sorted(group, key=lambda path: _digest(path, directory))
         for _, group in groupby(sorted(paths, key=os.path.dirname), os.path.dirname)
     ]
-    return (path for path in chain.from_iterable(zip_longest(*folders)) if path is not None)
+
+
+def _readable(paths: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Yield images that decode, each with the bytes of its file; note the others, with the reason."""
+    for path in paths:
+        try:
+            data = read_image(path)
+            decode(data)
+        except ImageError as error:
+            unreadable[path] = str(error)
+        else:
+            yield path, data
+
+
+def _in_turn(folders: Sequence[Iterator[tuple[str, bytes]]]) -> Iterator[tuple[str, bytes]]:
+    """Yield an image of each folder in turn, until all are used up."""
+    waiting = deque(folders)
+    while waiting:
+        folder = waiting.popleft()
+        image = next(folder, None)
+        if image is not None:
+            yield image
+            waiting.append(folder)
 
 
 def _digest(path: str, directory: Path) -> str:

@@ -158,8 +158,8 @@ def compute_capabilities(family: Family) -> list[str]:
     ]
 
 
-def target_capability(family: Family, config: trt.IBuilderConfig, capability: str) -> None:
-    """Make a build be for one compute capability, given as ``8.9``, whatever GPU is at hand.
+def refuse_unknown_capability(family: Family, capability: str) -> None:
+    """Refuse a compute capability, given as ``8.9``, that the family cannot build for without that GPU at hand.
 
     Raises:
         UsageError: TensorRT for RTX does not know it, or this is not TensorRT for RTX.
@@ -168,6 +168,15 @@ def target_capability(family: Family, config: trt.IBuilderConfig, capability: st
     if capability not in known:
         message = f"{family.title} cannot build for compute capability {capability}"
         raise UsageError(message, hint=f"choose one of {', '.join(known)}")
+
+
+def target_capability(family: Family, config: trt.IBuilderConfig, capability: str) -> None:
+    """Make a build be for one compute capability, given as ``8.9``, whatever GPU is at hand.
+
+    Raises:
+        UsageError: As for ``refuse_unknown_capability``.
+    """
+    refuse_unknown_capability(family, capability)
     _target(family, cast("rtx.IBuilderConfig", config), f"SM{capability.replace('.', '')}")
 
 
