@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_GROWN = 2**24
-"""A tensor of more bytes is computed at build time only if it is no larger than what it is computed from."""
+"""A node whose outputs are larger than its inputs by more bytes than these is left for the run."""
 _MAX_EMBEDDED = 2**24
 """Constants of more bytes are no part of the file that ONNX Runtime reads."""
 _KEPT = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})

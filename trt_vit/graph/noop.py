@@ -54,16 +54,24 @@ def remove_noops(model: ir.Model, known: Shapes) -> int:
     """
     count = 0
     for node in list(model.graph):
-        if node.domain != "" or node.outputs[0].is_graph_output():
-            continue
-        for rule in _RULES.get(node.op_type, ()):
-            value = rule(node, known)
-            if value is not None:
-                node.outputs[0].replace_all_uses_with(value)
-                model.graph.remove(node, safe=True)
-                count += 1
-                break
+        rules = _RULES.get(node.op_type, ()) if node.domain == "" else ()
+        value = next((found for rule in rules if (found := rule(node, known)) is not None), None)
+        if value is not None and _put_in_place_of(value, node.outputs[0]):
+            model.graph.remove(node, safe=True)
+            count += 1
     return count
+
+
+def _put_in_place_of(value: ir.Value, old: ir.Value) -> bool:
+    if not old.is_graph_output():
+        old.replace_all_uses_with(value)
+        return True
+    if value.producer() is None or value.is_graph_output():
+        return False  # an input, a weight or another output cannot bear the name of this one
+    name = old.name
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    old.name, value.name = None, name
+    return True
 
 
 def _same(node: ir.Node, known: Shapes) -> ir.Value | None:
@@ -183,6 +191,12 @@ def _cast_array(node: ir.Node, array: NDArray[np.generic]) -> NDArray[np.generic
     return array.astype(ir.DataType(node.attributes.get_int("to", 0)).numpy())
 
 
+def _chosen_array(
+    _: ir.Node, condition: NDArray[np.bool_], one: NDArray[np.generic], other: NDArray[np.generic]
+) -> NDArray[np.generic]:
+    return np.where(condition, one, other)
+
+
 def _filled_array(node: ir.Node) -> NDArray[np.generic]:
     tensor = node.attributes.get_tensor("value")
     return np.zeros((), np.float32) if tensor is None else tensor.numpy().reshape(())
@@ -195,7 +209,7 @@ _EXPANDED: dict[str, tuple[int, Callable[..., NDArray[np.generic]]]] = {
     "Expand": (1, lambda _node, array: array),
     "Mul": (2, lambda _node, one, other: np.multiply(one, other)),
     "Sub": (2, lambda _node, one, other: np.subtract(one, other)),
-    "Where": (3, lambda _node, condition, one, other: np.where(condition, one, other)),
+    "Where": (3, _chosen_array),
 }
 """How many of an operator's inputs decide what its output broadcasts from, and how."""
 
