@@ -6,6 +6,8 @@ here, tensor by tensor, and what must not lose any is kept in float32:
 - The graph's inputs and outputs. Logits are cast after the classifier, so softmax and top-k see float32.
 - The statistics of normalizations. LayerNormalization as one node has them in float32 by itself (``stash_type`` 1).
   Where a normalization is spelled out (means, powers, roots), these nodes and the arithmetic on them are in float32.
+- The softmax of attention. TensorRT for RTX 1.7 fuses attention with the Casts around it as it does without: ViT-B/16
+  becomes 126 kernels either way, 102 with merged projections, 12 of them fused attentions (compute capability 8.9).
 - A node one of whose weights is beyond the range of the type (fp16: 65504), or whose quantization scale would be lost.
 """
 
@@ -142,18 +144,17 @@ class _Caster:
             if node.op_type in _MOVEMENT:
                 self._beyond_range.update(node.outputs)
             return True
-        if node.op_type == "Softmax":
-            return True
-        activations = [value for value in values if not value.is_initializer()]
-        of_statistics = [value in self._statistics for value in activations]
+        return node.op_type == "Softmax" or self._is_of_statistics(node, values)
+
+    def _is_of_statistics(self, node: ir.Node, values: list[ir.Value]) -> bool:
+        """Tell whether a node computes with statistics of a normalization, and mark its outputs if they are such."""
+        known = [value in self._statistics for value in values if not value.is_initializer()]
         squares = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
-        if not activations or not (
-            node.op_type in _STATISTICS or squares or (node.op_type in _ELEMENTWISE | _MOVEMENT and any(of_statistics))
-        ):
-            return False
-        if node.op_type in _STATISTICS or squares or all(of_statistics):
+        passes_on = node.op_type in _ELEMENTWISE | _MOVEMENT and all(known)
+        if known and (node.op_type in _STATISTICS or squares or passes_on):
             self._statistics.update(node.outputs)
-        return True
+            return True
+        return node.op_type in _ELEMENTWISE and any(known)
 
     def _is_lost(self, node: ir.Node, index: int) -> bool:
         """Tell whether a weight is beyond the range of the new type or, being a scale, loses its precision in it."""

@@ -43,12 +43,14 @@ def activation_ranges(model: ir.Model, batches: Iterable[NDArray[np.float32]]) -
         ArtifactError: ONNX Runtime cannot read the graph.
     """
     names = list(dict.fromkeys(str(layer.activation.name) for layer in linear_layers(model)))
+    if not names:
+        return {}
     with tempfile.TemporaryDirectory() as directory:
         session = _open(_with_reductions(model, names), Path(directory, _MODEL))
         ranges = np.full(len(names), -np.inf)
         for batch in batches:
             ranges = np.maximum(ranges, _largest(session, names, batch))
-    if names and np.isneginf(ranges).all():
+    if np.isneginf(ranges).all():
         raise EngineError("there is no calibration image", hint="name a directory of images: --calibration DIR")
     return dict(zip(names, ranges.tolist(), strict=True))
 
@@ -74,10 +76,11 @@ def _open(model: ir.Model, path: Path) -> Any:
 
 
 def _largest(session: Any, names: list[str], batch: NDArray[np.float32]) -> NDArray[np.float64]:
-    logits, *largest = session.run(None, {session.get_inputs()[0].name: batch})
-    ranges = np.array(largest, dtype=np.float64)
+    results = session.run(None, {session.get_inputs()[0].name: batch})
+    outputs, ranges = results[: -len(names)], np.array(results[-len(names) :], dtype=np.float64)
     infinite = np.flatnonzero(~np.isfinite(ranges))
-    if infinite.size or not np.isfinite(logits).all():  # a reduction may skip what is not a number, the logits show it
+    # A reduction may skip what is not a number, but the logits show it.
+    if infinite.size or not all(np.isfinite(output).all() for output in outputs):
         name = names[infinite[0]] if infinite.size else "logits"
         hint = "check that the checkpoint classifies in fp32, and its preprocessing"
         raise EngineError(f"{name}: infinite or not a number on calibration images", hint=hint)
