@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from tests.support.graphs import difference, kinds, logits
+from tests.support.graphs import EXPORTERS, difference, kinds, logits
 from trt_vit.graph.attention_scale import scale_queries
 from trt_vit.graph.fold import fold
 from trt_vit.graph.gelu import fuse_gelu
@@ -41,12 +41,13 @@ CLEAN = {
     },
 }
 """What is left: the shape of the class tokens is read from the input, the rest is the model."""
-QUICK = ("legacy14", "legacy17")
 ARCHITECTURES = ("vit", "deit-distilled", "beit", "dinov2", "swin", "siglip")
+QUICK = ("legacy14", "legacy17")
 EXPORTS = [
     pytest.param(architecture, exporter, marks=() if exporter in QUICK or architecture == "vit" else pytest.mark.slow)
     for architecture in ARCHITECTURES
-    for exporter in (*QUICK, "dynamo", "own")
+    for exporter in EXPORTERS
+    if exporter != "legacy17" or architecture == "vit"  # it differs from legacy14 in LayerNormalization alone
 ]
 
 
@@ -77,7 +78,7 @@ def test_all_passes_find_every_layer_and_keep_the_logits(graphs: Graphs, archite
     assert difference(graphs.logits(architecture, exporter), logits(model)) < 1e-4
 
 
-@pytest.mark.parametrize("exporter", [*QUICK, "dynamo", "own"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
 def test_a_vit_of_any_exporter_becomes_the_same_graph(graphs: Graphs, exporter: str) -> None:
     model = graphs.model("vit", exporter)
     cleaned(model)
@@ -85,9 +86,8 @@ def test_a_vit_of_any_exporter_becomes_the_same_graph(graphs: Graphs, exporter: 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("exporter", QUICK)
-def test_no_arithmetic_on_shapes_is_left(graphs: Graphs, architecture: str, exporter: str) -> None:
-    model = graphs.model(architecture, exporter)
+def test_no_arithmetic_on_shapes_is_left(graphs: Graphs, architecture: str) -> None:
+    model = graphs.model(architecture, "legacy14")
     cleaned(model)
     gone = {
         "Constant",
