@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_HEADS_FIRST = (0, 2, 1, 3)
+HEADS_FIRST = (0, 2, 1, 3)
 """[batch, tokens, heads, d] to [batch, heads, tokens, d]."""
 _KEYS_TRANSPOSED = (0, 2, 3, 1)
 """The same, and the last two axes exchanged, as the right operand of queries times keys wants them."""
 _LAST_TWO = (0, 1, 3, 2)
-_STACKED = (2, 0, 3, 1, 4)
-"""[batch, tokens, parts, heads, d] to [parts, batch, heads, tokens, d]."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +85,6 @@ def merge_projections(model: ir.Model) -> int:
     return len(merged)
 
 
-def split_along_heads(model: ir.Model) -> int:
-    """Cut a product that is merged already along its heads, not along an axis of its own.
-
-    Returns:
-        How many were changed.
-    """
-    found = 0
-    for node in list(model.graph):
-        if node.op_type == "Transpose" and tuple(node.attributes.get_ints("perm", ())) == _STACKED:
-            found += _unstack(model.graph, node)
-    return found
-
-
 def fold_scales(model: ir.Model) -> int:
     """Fold a factor that is applied to a part of a merged product into that part of the weight and the bias.
 
@@ -117,22 +102,39 @@ def _projection(product: ir.Node) -> _Projection | None:
     """Follow a MatMul with a constant weight to the Transpose of its heads, each step the only reader of the last."""
     if product.op_type != "MatMul" or (weight := constant(product.inputs[1])) is None or weight.ndim != 2:  # noqa: PLR2004
         return None
-    after = sole_user(product.outputs[0])
-    bias = after if after is not None and after.op_type == "Add" else None
+    bias = _reader(product, "Add")
     if bias is not None:
         operand = _constant_operand(bias)
         if operand is None or _array(operand).shape != weight.shape[1:]:
             return None
-        after = sole_user(bias.outputs[0])
-    if after is None or after.op_type != "Reshape":
+    reshape = _reader(bias or product, "Reshape")
+    transpose = None if reshape is None else _reader(reshape, "Transpose")
+    if reshape is None or transpose is None or _perm(transpose) not in {HEADS_FIRST, _KEYS_TRANSPOSED}:
         return None
-    shape, transpose = constant(after.inputs[1]), sole_user(after.outputs[0])
-    if shape is None or transpose is None or transpose.op_type != "Transpose":
+    if _columns_per_head(reshape, weight) is None:
         return None
-    perm = tuple(transpose.attributes.get_ints("perm", ()))
-    if perm not in {_HEADS_FIRST, _KEYS_TRANSPOSED} or shape[2] * shape[3] != weight.shape[1]:
+    return _Projection(product, bias, reshape, transpose)
+
+
+def _reader(node: ir.Node, kind: str) -> ir.Node | None:
+    """Return the only node that reads what a node computes, if it is of this operator and reads it first or adds it."""
+    reader = sole_user(node.outputs[0])
+    if reader is None or reader.op_type != kind or reader.domain != "":
         return None
-    return _Projection(product, bias, after, transpose)
+    return reader if kind == "Add" or reader.inputs[0] is node.outputs[0] else None
+
+
+def _perm(transpose: ir.Node) -> tuple[int, ...]:
+    return tuple(transpose.attributes.get_ints("perm", ()))
+
+
+def _columns_per_head(reshape: ir.Node, weight: NDArray[np.generic]) -> int | None:
+    """Return d of a Reshape to [batch, tokens, heads, d], if heads and d are numbers that the weight's columns are."""
+    shape = constant(reshape.inputs[1])
+    if shape is None or shape.size != len(HEADS_FIRST) or min(shape[2:]) < 1:
+        return None
+    heads, size = (int(entry) for entry in shape[2:])
+    return size if heads * size == weight.shape[-1] else None
 
 
 def _merge(graph: ir.Graph, group: Sequence[_Projection]) -> None:
@@ -146,11 +148,11 @@ def _merge(graph: ir.Graph, group: Sequence[_Projection]) -> None:
         new.append(ir.node("Add", [product.outputs[0], initializer(graph, "qkv.bias", bias)]))
     shape = initializer(graph, "qkv.shape", np.array([batch, tokens, heads * len(group), size], dtype=np.int64))
     new.append(ir.node("Reshape", [new[-1].outputs[0], shape]))
-    new.append(ir.node("Transpose", [new[-1].outputs[0]], {"perm": _HEADS_FIRST}))
-    new.append(_split(graph, new[-1].outputs[0], heads, len(group)))
+    new.append(ir.node("Transpose", [new[-1].outputs[0]], {"perm": HEADS_FIRST}))
+    new.append(split_heads(graph, new[-1].outputs[0], heads, len(group)))
     by: list[ir.Value] = []
     for part, value in zip(group, new[-1].outputs, strict=True):
-        if tuple(part.transpose.attributes.get_ints("perm")) == _KEYS_TRANSPOSED:
+        if _perm(part.transpose) == _KEYS_TRANSPOSED:
             new.append(ir.node("Transpose", [value], {"perm": _LAST_TWO}))
             by.append(new[-1].outputs[0])
         else:
@@ -161,75 +163,49 @@ def _merge(graph: ir.Graph, group: Sequence[_Projection]) -> None:
         ir.convenience.replace_nodes_and_values(graph, old[-1], old[::-1], [], [old[-1].outputs[0]], [value])
 
 
-def _split(graph: ir.Graph, value: ir.Value, heads: int, parts: int) -> ir.Node:
+def split_heads(graph: ir.Graph, value: ir.Value, heads: int, parts: int) -> ir.Node:
+    """Make the node that cuts [batch, parts * heads, tokens, d] into its parts, with a weight for their sizes."""
     sizes = initializer(graph, "qkv.heads", np.full(parts, heads, dtype=np.int64))
     return ir.node("Split", [value, sizes], {"axis": 1}, num_outputs=parts)
-
-
-def _unstack(graph: ir.Graph, transpose: ir.Node) -> int:
-    """Rewrite Reshape [b, n, parts, heads, d] -> Transpose -> one Gather a part; 1 if it was that, 0 if not."""
-    reshape = producer(transpose.inputs[0], "Reshape")
-    shape = None if reshape is None else constant(reshape.inputs[1])
-    if reshape is None or shape is None or sole_user(reshape.outputs[0]) is not transpose:
-        return 0
-    users = [node for node, _ in transpose.outputs[0].uses()]
-    indices = [scalar(node.inputs[1]) for node in users if _takes_a_part(node)]
-    batch, tokens, parts, heads, size = (int(entry) for entry in shape)
-    if len(indices) != len(users) or not {int(index) for index in indices if index is not None} <= set(range(parts)):
-        return 0
-    target = initializer(graph, "qkv.shape", np.array([batch, tokens, parts * heads, size], dtype=np.int64))
-    flat = ir.node("Reshape", [reshape.inputs[0], target])
-    turned = ir.node("Transpose", [flat.outputs[0]], {"perm": _HEADS_FIRST})
-    split = _split(graph, turned.outputs[0], heads, parts)
-    graph.insert_before(reshape, [flat, turned, split])
-    for node, index in zip(users, indices, strict=True):
-        value = split.outputs[int(index or 0)]
-        ir.convenience.replace_all_uses_with(node.outputs[0], value)
-        value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
-        graph.remove(node, safe=True)
-    graph.remove([transpose, reshape], safe=True)
-    return 1
-
-
-def _takes_a_part(node: ir.Node) -> bool:
-    """Tell whether a node takes one part of stacked ones, by an index that is a scalar, so that the axis goes."""
-    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0 or node.outputs[0].is_graph_output():
-        return False
-    index = constant(node.inputs[1])
-    return index is not None and index.ndim == 0
 
 
 def _fold_scale(graph: ir.Graph, split: ir.Node, part: int) -> int:
     """Fold the factor on one part of MatMul -> Add -> Reshape -> Transpose -> Split; 1 if there was one, 0 if not."""
     scaled = sole_user(split.outputs[part])
-    factor = scalar(_constant_operand(scaled)) if scaled is not None and scaled.op_type == "Mul" else None
-    transpose = producer(split.inputs[0], "Transpose")
-    reshape = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
-    sum_ = producer(reshape.inputs[0], "Add") if reshape is not None else None
-    if (
-        scaled is None
-        or factor is None
-        or transpose is None
-        or reshape is None
-        or split.attributes.get_int("axis") != 1
-    ):
+    if scaled is None or scaled.op_type != "Mul" or scaled.domain != "" or scaled.outputs[0].is_graph_output():
         return 0
-    product = producer(_computed_operand(sum_) if sum_ is not None else reshape.inputs[0], "MatMul")
-    chain = [node for node in (product, sum_, reshape, transpose) if node is not None]
-    shape, sizes = constant(reshape.inputs[1]), constant(split.inputs[1]) if len(split.inputs) > 1 else None
-    if product is None or sizes is None or shape is None or shape.size != len(_HEADS_FIRST):
+    operand, layer = _constant_operand(scaled), _layer_before(split)
+    factor = scalar(operand)
+    if factor is None or layer is None or _array(operand).ndim > len(HEADS_FIRST):  # more axes would change the shape
         return 0
-    if constant(product.inputs[1]) is None:
-        return 0
-    if any(sole_user(node.outputs[0]) is None for node in chain):
-        return 0
-    columns = _columns(sizes, part, int(shape[3]))
+    product, bias, size = layer
+    columns = _columns(_array(split.inputs[1]), part, size)
     _scale_columns(graph, product, 1, columns, factor)
-    if sum_ is not None:
-        _scale_columns(graph, sum_, _constant_index(sum_), columns, factor)
-    ir.convenience.replace_all_uses_with(scaled.outputs[0], split.outputs[part])
+    if bias is not None:
+        _scale_columns(graph, bias, _constant_index(bias), columns, factor)
+    scaled.outputs[0].replace_all_uses_with(split.outputs[part])
     graph.remove(scaled, safe=True)
     return 1
+
+
+def _layer_before(split: ir.Node) -> tuple[ir.Node, ir.Node | None, int] | None:
+    """Return MatMul and Add before a Split along the heads, if nothing reads what is between, and columns a head."""
+    transpose = producer(split.inputs[0], "Transpose")
+    reshape = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
+    if transpose is None or reshape is None or split.attributes.get_int("axis", 0) != 1:
+        return None
+    bias = producer(reshape.inputs[0], "Add")
+    product = producer(reshape.inputs[0] if bias is None else _computed_operand(bias), "MatMul")
+    weight = None if product is None else constant(product.inputs[1])
+    if product is None or weight is None or len(split.inputs) < 2 or constant(split.inputs[1]) is None:  # noqa: PLR2004
+        return None
+    chain = [node for node in (product, bias, reshape, transpose) if node is not None]
+    size = _columns_per_head(reshape, weight)
+    if size is None or _perm(transpose) != HEADS_FIRST or any(sole_user(node.outputs[0]) is None for node in chain):
+        return None
+    if bias is not None and _array(_constant_operand(bias)).shape[-1:] != weight.shape[-1:]:
+        return None
+    return product, bias, size
 
 
 def _columns(sizes: NDArray[np.generic], part: int, size: int) -> slice:

@@ -11,7 +11,8 @@ from trt_vit.graph.fold import fold
 from trt_vit.graph.gelu import fuse_gelu
 from trt_vit.graph.layer_normalization import fuse_layer_normalization
 from trt_vit.graph.opset import upgrade
-from trt_vit.graph.qkv import fold_scales, merge_projections, split_along_heads
+from trt_vit.graph.qkv import fold_scales, merge_projections
+from trt_vit.graph.stacked_qkv import split_along_heads
 from trt_vit.graph.tokens import take_tokens_early
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def rewrite(model: ir.Model, *, opset: int = OPSET) -> tuple[ir.Model, dict[str,
         fold,
         fuse_layer_normalization,
         fuse_gelu,
-        scale_queries,
         split_along_heads,
+        scale_queries,
         merge_projections,
         fold_scales,
         take_tokens_early,

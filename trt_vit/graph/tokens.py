@@ -34,9 +34,11 @@ def take_tokens_early(model: ir.Model) -> int:
     """
     moved = 0
     for value, takers in _chosen(model.graph).items():
+        rows, tokens = sorted({row for _, row in takers}), _tokens(value) or 0
         cone = _tokenwise_cone(model.graph, value, {node for node, _ in takers})
-        if cone:
-            _narrow(model.graph, cone, takers, tokens=_tokens(value) or 0)
+        if cone and len(rows) < tokens:
+            _narrow(model.graph, cone, np.array(rows, dtype=np.int64), tokens)
+            _renumber(model.graph, takers, rows)
             moved += len(cone)
     return moved
 
@@ -53,7 +55,11 @@ def _chosen(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
 
 def _row(node: ir.Node) -> int | None:
     """Return which token a Gather with a scalar index takes, or None for any other node."""
-    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != _TOKENS:
+    if (
+        node.op_type != "Gather"
+        or node.domain != ""
+        or node.attributes.get_int("axis", 0) not in {_TOKENS, _TOKENS - _RANK}
+    ):
         return None
     value, index = node.inputs[0], constant(node.inputs[1])
     tokens = _tokens(value)
@@ -89,15 +95,17 @@ def _works_on_each_token(node: ir.Node) -> bool:
         weight = constant(node.inputs[1])
         return weight is not None and weight.ndim == 2  # noqa: PLR2004 - a weight [width, width]
     if node.op_type == "LayerNormalization":
+        parameters = [constant(value) for value in node.inputs[1:]]
+        if any(array is None or array.ndim != 1 for array in parameters):
+            return False  # a scale for each token, say
         return node.attributes.get_int("axis", -1) in {-1, _RANK - 1}
     return node.op_type in _TOKENWISE and all(
         constant(value) is not None or _tokens(value) == _tokens(node.outputs[0]) for value in node.inputs
     )
 
 
-def _narrow(graph: ir.Graph, cone: Sequence[ir.Node], takers: Sequence[tuple[ir.Node, int]], *, tokens: int) -> None:
-    """Give the nodes of the cone only the rows that the takers take, and let the takers count among those."""
-    rows = np.array(sorted({row for _, row in takers}), dtype=np.int64)
+def _narrow(graph: ir.Graph, cone: Sequence[ir.Node], rows: NDArray[np.int64], tokens: int) -> None:
+    """Give the nodes of the cone only some rows of what they read."""
     inside = {output for node in cone for output in node.outputs}
     taken: dict[ir.Value, ir.Value] = {}
     for node in cone:
@@ -111,9 +119,12 @@ def _narrow(graph: ir.Graph, cone: Sequence[ir.Node], takers: Sequence[tuple[ir.
         output = node.outputs[0]
         if output.shape is not None:
             output.shape = ir.Shape([output.shape[0], len(rows), output.shape[2]])
+
+
+def _renumber(graph: ir.Graph, takers: Sequence[tuple[ir.Node, int]], rows: Sequence[int]) -> None:
+    """Let the takers count among the rows that are left."""
     for node, row in takers:
-        position = np.array(int(np.searchsorted(rows, row)), dtype=np.int64)
-        node.replace_input_with(1, initializer(graph, "token", position))
+        node.replace_input_with(1, initializer(graph, "token", np.array(rows.index(row), dtype=np.int64)))
 
 
 def _rows_of(graph: ir.Graph, value: ir.Value, rows: NDArray[np.int64], tokens: int) -> ir.Value:
