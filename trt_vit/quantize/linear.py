@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from trt_vit.errors import EngineError
 from trt_vit.graph.edit import constant
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Number = Literal["int8", "fp8", "fp16", "bf16", "fp32"]
 
@@ -102,23 +99,26 @@ def int8_coverage(model: ir.Model) -> float:
 
 
 def _with_batch_of_one(model: ir.Model) -> ir.Model:
-    """Copy a graph, weights shared, and infer its shapes for one image where the batch is free."""
+    """Copy a graph, weights shared, and infer its shapes for one image where the batch is free.
+
+    The first size of what the graph gives out is the batch too, and is said to be: some exports of average pooling
+    choose the rows of the logits by operators whose shape cannot be inferred.
+    """
     copy = model.clone()
-    for value in copy.graph.inputs:
+    for node in copy.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    batch = _batch(copy)
+    for value in (*copy.graph.inputs, *copy.graph.outputs):
         if value.shape is not None and value.shape.rank() and not isinstance(value.shape[0], int):
-            value.shape = ir.Shape([1, *value.shape[1:]])
-    for value in _computed(copy.graph):
-        value.shape = None
+            value.shape = ir.Shape([batch, *value.shape[1:]])
     ShapeInferencePass(strict_mode=False)(copy)
     return copy
 
 
-def _computed(graph: ir.Graph) -> Iterator[ir.Value]:
-    for node in graph:
-        yield from node.outputs
-
-
 def _batch(model: ir.Model) -> int:
+    """Return the batch that the graph is for, 1 where it is free."""
     shape = model.graph.inputs[0].shape
     size = shape[0] if shape is not None and shape.rank() else 1
     return size if isinstance(size, int) else 1
