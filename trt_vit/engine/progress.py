@@ -75,6 +75,8 @@ class Bars:
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """See ``BuildProgress.start``."""
         with self._lock:
+            if name in self._tasks:
+                self._progress.remove_task(self._tasks[name])
             indent = "  " if parent is not None else ""
             self._tasks[name] = self._progress.add_task(f"{indent}{name}", total=steps)
 
