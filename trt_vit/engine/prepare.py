@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES
 from trt_vit.errors import ArtifactError, EngineError
@@ -80,7 +81,7 @@ def prepare(
         if precision != "fp32":
             casting.cast(model, "bf16" if precision == "bf16" else "fp16")
     else:
-        _dequantize_biases(model.graph)
+        _dequantize_biases(model)
     layers = linear_layers(model)
     if not layers:
         message = f"{export.source} has no linear layer with a constant weight"
@@ -102,12 +103,12 @@ def _ranges(model: ir.Model, calibration: Iterable[NDArray[np.float32]], export:
         raise EngineError(message, hint="export the model with standard operators") from error
 
 
-def _dequantize_biases(graph: ir.Graph) -> None:
+def _dequantize_biases(model: ir.Model) -> None:
     """Compute the DequantizeLinear nodes of int32 constants: ONNX Runtime quantizes biases, TensorRT does not."""
-    for node in [node for node in graph if node.op_type == "DequantizeLinear" and node.domain == ""]:
+    for node in [node for node in model.graph if node.op_type == "DequantizeLinear" and node.domain == ""]:
         codes, scale = constant(node.inputs[0]), constant(node.inputs[1])
         if codes is None or scale is None or codes.dtype != np.int32 or codes.ndim > 1:
             continue
-        bias = initializer(graph, f"{node.outputs[0].name}_fp32", np.multiply(codes, scale, dtype=scale.dtype))
+        bias = initializer(model.graph, f"{node.outputs[0].name}_fp32", np.multiply(codes, scale, dtype=scale.dtype))
         node.outputs[0].replace_all_uses_with(bias)
-        graph.remove(node, safe=True)
+    RemoveUnusedNodesPass()(model)
