@@ -42,13 +42,19 @@ def sole_user(value: ir.Value) -> ir.Node | None:
 def initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Add a weight to the graph under a name that nothing else has, starting with ``name``."""
     free, count = name, 0
-    while free in graph.initializers:
+    while free in graph.initializers or _is_computed(graph, free):
         count += 1
         free = f"{name}_{count}"
     tensor = ir.tensor(np.asarray(array, order="C"), name=free)  # ascontiguousarray would make a vector of a scalar
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def _is_computed(graph: ir.Graph, name: str) -> bool:
+    return any(value.name == name for value in graph.inputs) or any(
+        value.name == name for node in graph for value in node.outputs
+    )
 
 
 def is_number(value: ir.Value | None, expected: float) -> bool:
