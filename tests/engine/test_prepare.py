@@ -66,6 +66,7 @@ def test_the_graph_computes_the_same_in_the_numbers_that_were_asked_for(
     export: Export,
     pixels: NDArray[np.float32],
     tmp_path: Path,
+    *,
     precision: Precision,
     numbers: set[int],
     cosine: float,
