@@ -59,7 +59,9 @@ def shaped(text: str, outputs: str = TAKEN, **other: NDArray[Any]) -> tuple[int,
 
 
 def tokens_of(model: ir.Model, kind: str) -> list[Any]:
-    return [node.outputs[0].shape[1] for node in model.graph if node.op_type == kind and node.outputs[0].shape]
+    """The middle size of each output [batch, tokens, width] of an operator."""
+    shapes = [node.outputs[0].shape for node in model.graph if node.op_type == kind]
+    return [shape[1] for shape in shapes if shape is not None and len(shape) == 3]
 
 
 @pytest.mark.parametrize("index", ["first", "last"])
