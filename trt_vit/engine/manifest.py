@@ -149,6 +149,24 @@ class QuantizationRecord(_Record):
     left_out: dict[str, str]
 
 
+class ComparisonRecord(_Record):
+    """How close an engine comes to fp32.
+
+    Attributes:
+        measured_on: What was run: the engine; or, where there is no GPU for it, the graph that it was built from.
+        measured_in: Precision that the machine computed in: it may have none of the engine's.
+        agreement: Share of the images with the same top-1 as the fp32 graph in ONNX Runtime, 0 to 1.
+        cosine: Mean cosine similarity of the logits with those of the fp32 graph, -1 to 1.
+        max_abs_difference: Largest difference of a logit from that of the fp32 graph.
+    """
+
+    measured_on: Literal["engine", "graph"]
+    measured_in: Precision
+    agreement: float = Field(ge=0, le=1)
+    cosine: float
+    max_abs_difference: float
+
+
 class EngineRecord(_Record):
     """The step from ONNX to engine.
 
@@ -161,12 +179,8 @@ class EngineRecord(_Record):
         reformats: How many only change the layout or format of a tensor.
         weights_bytes: Bytes of weights in the engine.
         int8_coverage: Share of the multiply-accumulates of linear layers that run in INT8, 0 to 1.
-        measured_on: What the three figures below were measured on: the engine; or, where a build ahead of time leaves
-            none to run, the graph that it was built from, by ONNX Runtime on the CPU.
-        measured_in: Precision that they were measured in: the machine that built a bf16 engine may have run it in fp32.
-        agreement: Share of the reference images with the same top-1 as ONNX Runtime in fp32, 0 to 1.
-        cosine: Mean cosine similarity of the logits with ONNX Runtime's in fp32, -1 to 1.
-        max_abs_difference: Largest difference of a logit from ONNX Runtime's in fp32.
+        against_fp32: How close it comes to fp32; None for a graph that came quantized to a machine without a GPU, which
+            has neither an fp32 graph nor an engine to run.
     """
 
     layers: PositiveInt
@@ -177,11 +191,7 @@ class EngineRecord(_Record):
     reformats: NonNegativeInt
     weights_bytes: NonNegativeInt
     int8_coverage: float = Field(ge=0, le=1)
-    measured_on: Literal["engine", "graph"]
-    measured_in: Precision
-    agreement: float = Field(ge=0, le=1)
-    cosine: float
-    max_abs_difference: float
+    against_fp32: ComparisonRecord | None
 
 
 class Manifest(_Record):

@@ -13,6 +13,7 @@ from trt_vit.engine.manifest import (
     FORMAT,
     BatchProfile,
     CheckpointRecord,
+    ComparisonRecord,
     EngineRecord,
     ExportRecord,
     Manifest,
@@ -106,11 +107,15 @@ def _engine_record(built: Built) -> EngineRecord:
         reformats=statistics.reformats,
         weights_bytes=statistics.weights_bytes,
         int8_coverage=built.int8_coverage,
-        measured_on=verdict.measured_on,
-        measured_in=verdict.measured_in,
-        agreement=verdict.comparison.agreement,
-        cosine=verdict.comparison.cosine,
-        max_abs_difference=verdict.comparison.max_abs_difference,
+        against_fp32=None
+        if verdict is None
+        else ComparisonRecord(
+            measured_on=verdict.measured_on,
+            measured_in=verdict.measured_in,
+            agreement=verdict.comparison.agreement,
+            cosine=verdict.comparison.cosine,
+            max_abs_difference=verdict.comparison.max_abs_difference,
+        ),
     )
 
 

@@ -67,14 +67,17 @@ def write_engine(
     refuse_other_precision(plan.layers, prepared, engine.precision)
     (engine.path / ENGINE).write_bytes(plan.data)
     layers = plan.layers
-    progress.phase("comparing with the fp32 reference")
+    verdict = None
     if any(target.compute_capability in {None, gpu.compute_capability} for gpu in driver.gpus()):
+        progress.phase("comparing with the fp32 reference")
         verdict, loaded = verify_engine(family.name, engine, export, images)
         if isinstance(loaded, TensorRtRuntime):
             layers = first_profile(layers_from_inspector(loaded.layer_information()), target.lanes)
+    elif export.quantized:
+        progress.phase("note: not compared with fp32: no GPU to run the engine on, and the graph came quantized")
     else:
+        progress.phase("no GPU to run the engine on: comparing the graph it was built from with the fp32 reference")
         verdict = verify_graph(prepared.path, engine.precision, export, images)
-        progress.phase("note: no GPU to run the engine on: the graph it was built from was compared instead")
     return Built(
         statistics=summarize(layers, plan.weights_bytes),
         attentions=prepared.attentions,

@@ -75,6 +75,8 @@ def _take_out(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
             value.const_value = None
             del graph.initializers[name]
             graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.tensor(tensor.numpy(), name=name)  # the conversion reads no other file
     return weights
 
 
