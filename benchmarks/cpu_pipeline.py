@@ -34,6 +34,7 @@ import numpy as np
 import openvino
 import torch
 from environment import environment
+from photos import photos
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -78,7 +79,7 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        paths = choose_images(arguments.images, work)
+        paths = photos(arguments.images, work, IMAGES)
         checkpoint = write_checkpoint(work / "vit-base")
         precisions: list[Precision] = ["fp32", "bf16"] if supports_bf16() else ["fp32"]
         engines = {precision: load_engine(checkpoint, work, precision) for precision in precisions}
@@ -104,19 +105,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="times each contender runs")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser.parse_args()
-
-
-def choose_images(directory: Path | None, work: Path) -> list[str]:
-    """Return ``IMAGES`` photos of a directory, or of noise where there is none."""
-    if directory is not None:
-        return list_images([str(directory)])[:IMAGES]
-    generator = np.random.default_rng(0)
-    (work / "noise").mkdir()
-    for number in range(IMAGES):
-        coarse = generator.integers(0, 256, size=(38, 50, 3), dtype=np.uint8)
-        photo = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
-        photo.save(work / "noise" / f"{number:03}.jpg", quality=90)
-    return list_images([str(work / "noise")])
 
 
 def write_checkpoint(directory: Path) -> Path:
