@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -167,6 +168,21 @@ def test_an_interrupt_stops_the_build_at_its_next_step(rtx: Family, vit_onnx: Pa
     assert interrupter.steps <= 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorrt-build")]
     assert spy.calls == ["give"]
+
+
+def test_an_interrupt_as_the_build_begins_stops_it_too(
+    rtx: Family, vit_onnx: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, recorder = ThreadPoolExecutor.submit, Recorder()
+
+    def interrupted(*arguments: Any) -> Any:
+        submit(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(rtx, vit_onnx, recorder)
+    assert recorder.steps <= 3
 
 
 def test_only_tensorrt_itself_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,8 @@ def _build(job: _Job, monitor: _Monitor) -> bytes | None:
     """Build in a thread of its own, so that an interrupt reaches this one at once; it stops the build and waits."""
     job.config.progress_monitor = monitor.watcher
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as thread:
-        building = thread.submit(job.builder.build_serialized_network, job.network, job.config)
         try:
-            plan = building.result()
+            plan = thread.submit(job.builder.build_serialized_network, job.network, job.config).result()
         finally:
             monitor.cancelled.set()  # nothing is left to stop, unless waiting was interrupted
     return None if plan is None else bytes(plan)
