@@ -33,6 +33,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from environment import environment
+from onnx_ir.passes.common import TopologicalSortPass
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from photos import photos
@@ -173,7 +174,9 @@ def build_row(
     plan = build_plan(family, path, batch=BATCH, target=target, progress=Quiet(), timing_cache=None)
     seconds = time.perf_counter() - started
     statistics = summarize(plan.layers, plan.weights_bytes)
-    macs = {layer.name: layer.macs for layer in linear_layers(ir.load(path))}
+    model = ir.load(path)
+    TopologicalSortPass()(model)
+    macs = {layer.name: layer.macs for layer in linear_layers(model)}
     return Row(
         graph=graph,
         precision=precision,

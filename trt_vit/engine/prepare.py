@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES
 from trt_vit.errors import ArtifactError, EngineError
@@ -73,6 +73,7 @@ def prepare(
         ExportError: The graph cannot be brought to the operator set that the precision needs.
     """
     model = ir.load(export.path)
+    TopologicalSortPass()(model)  # converters of others leave nodes before what they read
     placements: tuple[Placement, ...] = ()
     if not export.quantized:
         model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
