@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from trt_vit.engine.manifest import EngineRecord
     from trt_vit.runtime.tensorrt_family import Family
 
-PRECISIONS = ["fp32", "fp16", "int8", "fp8"]
-MOST_LAYERS = {"fp32": 35, "fp16": 24, "int8": 26, "fp8": 25}
+PRECISIONS = ["fp32", "fp16", "bf16", "int8", "fp8"]
+MOST_LAYERS = {"fp32": 35, "fp16": 24, "bf16": 24, "int8": 26, "fp8": 25}
 """Measured with TensorRT for RTX 1.7.1; the two layers, the patches and the head."""
-MOST_WEIGHTS = {"fp16": 0.53, "int8": 0.30, "fp8": 0.34}
+MOST_WEIGHTS = {"fp16": 0.53, "bf16": 0.53, "int8": 0.30, "fp8": 0.34}
 """Bytes of weights as a share of those in fp32. Of 81,035 numbers 78,272 are in linear layers (FP8: all but 12,288)."""
 LINEAR_LAYERS = 10
 
@@ -99,19 +99,19 @@ def computing(engine: EngineRecord) -> set[str]:
 
 @pytest.mark.parametrize(
     ("precision", "numbers"),
-    [("fp32", {"fp32"}), ("fp16", {"fp16"}), ("int8", {"int8", "fp16"}), ("fp8", {"fp8", "fp16"})],
+    [("fp32", {"fp32"}), ("fp16", {"fp16"}), ("bf16", {"bf16"}), ("int8", {"int8", "fp16"}), ("fp8", {"fp8", "fp16"})],
 )
 def test_layers_compute_in_what_was_asked_for(built: Built, precision: str, numbers: set[str]) -> None:
     assert computing(built(precision).manifest.engine) == numbers
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 def test_every_attention_is_one_kernel(built: Built, precision: str) -> None:
     engine = built(precision).manifest.engine
     assert engine.fused_attention == engine.attentions == 2
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 def test_weights_shrink_as_their_numbers_do(built: Built, precision: str) -> None:
     share = built(precision).manifest.engine.weights_bytes / built("fp32").manifest.engine.weights_bytes
     assert MOST_WEIGHTS[precision] - 0.05 < share <= MOST_WEIGHTS[precision]
@@ -136,7 +136,7 @@ def test_fp8_leaves_the_patches_out(built: Built) -> None:
     assert len(record.quantized) == LINEAR_LAYERS - 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_what_is_not_quantized_has_no_record_of_it(built: Built, precision: str) -> None:
     manifest = built(precision).manifest
     assert (manifest.quantization, manifest.engine.int8_coverage) == (None, 0.0)
