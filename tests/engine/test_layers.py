@@ -181,12 +181,10 @@ def test_the_layers_of_one_profile() -> None:
     assert first_profile([*one, *one, *one], 3) == one
 
 
-@pytest.mark.parametrize(
-    ("kinds", "profiles"), [(["gemm", "kgen", "gemm"], 2), (["gemm", "kgen", "kgen", "gemm"], 2), (["gemm"], 2)]
-)
-def test_profiles_that_differ_are_an_error(kinds: list[str], profiles: int) -> None:
-    with pytest.raises(EngineError, match=f"engine's {len(kinds)} layers are not the same in its {profiles}"):
-        first_profile([layer(kind) for kind in kinds], profiles)
+def test_profiles_that_differ() -> None:
+    kinds = [layer(kind) for kind in ("gemm", "kgen", "kgen", "gemm")]
+    assert first_profile(kinds, 2) == kinds[:2]  # chosen by timing: as many, of other kinds
+    assert first_profile(kinds[:3], 2) == kinds[:3]  # no telling which are whose
 
 
 def test_the_bytes_of_the_weights() -> None:

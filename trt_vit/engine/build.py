@@ -176,6 +176,7 @@ def _build_tensorrt(
         order.precision,
         export.path.with_name("prepared.onnx"),
         calibration=read_batches(paths, export.preprocessing, export.image_size, batch=export.batch),
+        probe=images,
     )
     built = tensorrt.write_engine(
         engine,

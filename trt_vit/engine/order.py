@@ -31,6 +31,8 @@ _PRECISIONS: dict[RuntimeName, tuple[Precision, ...]] = {
 }
 _FIRST_CAPABILITY: dict[Precision, tuple[float, str]] = {"bf16": (8.0, "Ampere"), "fp8": (8.9, "Ada")}
 """The compute capability from which on a GPU multiplies such numbers, and its generation's name."""
+_OLDEST_PORTABLE = "8.0"
+"""What a plan of TensorRT for RTX has to run on that is for no GPU generation in particular."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,10 @@ def _tensorrt_order(settings: BuildSettings, family: Family) -> TensorRtOrder:
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible,
     )
-    capability = target.compute_capability or (gpu.compute_capability if gpu is not None else None)
+    capability = target.compute_capability or (gpu.compute_capability if gpu is not None else _OLDEST_PORTABLE)
     first, generation = _FIRST_CAPABILITY.get(settings.precision, (0.0, ""))
-    if capability is not None and float(capability) < first:
+    if float(capability) < first:
         message = f"a GPU of compute capability {capability} does not multiply {settings.precision} numbers"
-        raise UsageError(message, hint=f"that needs {generation} ({first}) or later; build in fp16 or int8")
+        hint = f"that needs {generation} ({first}) or later, --compute-capability names it; or build in fp16 or int8"
+        raise UsageError(message, hint=hint)
     return TensorRtOrder(family, target)

@@ -16,6 +16,7 @@ from trt_vit.graph.edit import constant, initializer
 from trt_vit.graph.rewrite import OPSET, rewrite
 from trt_vit.quantize import cast as casting
 from trt_vit.quantize.linear import linear_layers
+from trt_vit.quantize.overflow import refuse_overflow
 from trt_vit.quantize.qdq import quantize
 from trt_vit.quantize.ranges import activation_ranges
 
@@ -56,6 +57,7 @@ def prepare(
     output: Path,
     *,
     calibration: Iterable[NDArray[np.float32]],
+    probe: NDArray[np.float32] | None = None,
 ) -> Prepared:
     """Write the graph for one precision.
 
@@ -67,9 +69,10 @@ def prepare(
         precision: What the linear layers are to run in. Around INT8 and FP8 the rest runs in fp16.
         output: The ONNX file to write.
         calibration: Calibration images for INT8 and FP8: preprocessed, in batches, float32 [n, 3, height, width].
+        probe: Images, preprocessed likewise, on which no activation may be beyond fp16; None to take that for granted.
 
     Raises:
-        EngineError: The graph has no linear layer, or its ranges cannot be measured.
+        EngineError: The graph has no linear layer, its ranges cannot be measured, or fp16 does not hold them.
         ExportError: The graph cannot be brought to the operator set that the precision needs.
     """
     model = ir.load(export.path)
@@ -77,6 +80,8 @@ def prepare(
     placements: tuple[Placement, ...] = ()
     if not export.quantized:
         model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
+        if probe is not None and precision in ("fp16", "int8", "fp8"):
+            refuse_overflow(model, probe, batch=export.batch)
         if precision in ("int8", "fp8"):
             placements = tuple(quantize(model, _ranges(model, calibration, export), precision))
         if precision != "fp32":

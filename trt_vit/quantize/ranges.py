@@ -42,7 +42,19 @@ def activation_ranges(model: ir.Model, batches: Iterable[NDArray[np.float32]]) -
         EnvironmentFault: ONNX Runtime is missing.
         ArtifactError: ONNX Runtime cannot read the graph.
     """
-    names = list(dict.fromkeys(str(layer.activation.name) for layer in linear_layers(model)))
+    return largest_values(
+        model, list(dict.fromkeys(str(layer.activation.name) for layer in linear_layers(model))), batches
+    )
+
+
+def largest_values(model: ir.Model, names: list[str], batches: Iterable[NDArray[np.float32]]) -> dict[str, float]:
+    """Measure the largest absolute value of some tensors of a graph, as ``activation_ranges`` does.
+
+    Raises:
+        EngineError: As for ``activation_ranges``.
+        EnvironmentFault: As there.
+        ArtifactError: As there.
+    """
     if not names:
         return {}
     with tempfile.TemporaryDirectory() as directory:
