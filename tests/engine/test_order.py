@@ -193,7 +193,7 @@ RTX = ["--runtime", "tensorrt-rtx"]
         ([*RTX, "--compute-capability", "9.0"], 2, "choose one of 7.5, 8.9, 12.0"),
         ([*RTX, "--compute-capability", "89"], 2, "--compute-capability"),
         ([*RTX, "--compute-capability", "7.5", "--precision", "bf16"], 2, "needs Ampere (8.0) or later"),
-        ([*RTX, "--precision", "fp8"], 2, "needs Ada (8.9) or later"),
+        ([*RTX, "--precision", "fp8", "--calibration", "."], 2, "needs Ada (8.9) or later"),
         (["--runtime", "openvino", "--compute-capability", "8.9"], 2, "means nothing for openvino"),
         (["--runtime", "openvino", "--precision", "int8"], 2, "--runtime tensorrt-rtx"),
         ([*RTX, "--precision", "int8"], 2, "give --calibration DIR"),

@@ -67,7 +67,7 @@ class FakeRuntime:
         self.lanes = [FakeLane(self) for _ in range(self.lane_count)]
 
     def statistics(self) -> EngineStatistics:
-        return EngineStatistics(layers=1, fused_attention=0, weights_bytes=0)
+        return EngineStatistics(layers=1, fused_attention=0, weights_bytes=0, kinds={}, precisions={}, reformats=0)
 
     def enter(self) -> int:
         with self.lock:
