@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trt_vit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BUILD_FLOW = ("trt_vit.checkpoint", "trt_vit.engine.build", "trt_vit.engine.openvino", "trt_vit.engine.onnxruntime")
+BUILD_FLOW = (
+    "trt_vit.checkpoint",
+    "trt_vit.graph",
+    "trt_vit.quantize",
+    *(f"trt_vit.engine.{name}" for name in ("build", "onnxruntime", "openvino", "order", "plan", "plan_cache")),
+    *(f"trt_vit.engine.{name}" for name in ("prepare", "record", "tensorrt", "timing_cache", "verify")),
+)
 RUN_FLOW = ("trt_vit.pipeline",)
 LEAF = ("trt_vit.images",)
 
@@ -67,7 +73,18 @@ def modules_loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "tensorrt", "pycuda", "pyarrow", "huggingface_hub"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "pycuda",
+    "pyarrow",
+    "huggingface_hub",
+}
 
 
 @pytest.mark.parametrize(

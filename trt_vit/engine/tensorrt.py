@@ -13,6 +13,7 @@ from trt_vit.engine.timing_cache import TimingCache
 from trt_vit.engine.verify import Built, verify_engine, verify_graph
 from trt_vit.errors import EngineError
 from trt_vit.runtime.tensorrt import ENGINE, TensorRtRuntime
+from trt_vit.runtime.tensorrt_family import compute_capabilities
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
+    from trt_vit.cuda.driver import Gpu
     from trt_vit.engine.layers import EngineLayer
     from trt_vit.engine.manifest import BatchProfile, Precision, TargetRecord
     from trt_vit.engine.plan import Plan
@@ -68,7 +70,7 @@ def write_engine(
     (engine.path / ENGINE).write_bytes(plan.data)
     layers = plan.layers
     verdict = None
-    if any(target.compute_capability in {None, gpu.compute_capability} for gpu in driver.gpus()):
+    if any(_runs_on(gpu, family, target) for gpu in driver.gpus()):
         progress.phase("comparing with the fp32 reference")
         verdict, loaded = verify_engine(family.name, engine, export, images)
         if isinstance(loaded, TensorRtRuntime):
@@ -84,6 +86,14 @@ def write_engine(
         int8_coverage=coverage(layers, prepared.macs, "int8"),
         verdict=verdict,
     )
+
+
+def _runs_on(gpu: Gpu, family: Family, target: TargetRecord) -> bool:
+    """Tell whether a GPU is one that the engine is for."""
+    if family.name == "tensorrt":
+        return True
+    wanted = compute_capabilities(family) if target.compute_capability is None else [target.compute_capability]
+    return gpu.compute_capability in wanted
 
 
 def refuse_other_precision(layers: list[EngineLayer], prepared: Prepared, precision: Precision) -> None:
