@@ -14,7 +14,7 @@ from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine import onnxruntime, openvino, tensorrt
 from trt_vit.engine.manifest import BatchProfile
-from trt_vit.engine.order import QUANTIZED, take_order
+from trt_vit.engine.order import QUANTIZED, take_order, uncalibrated
 from trt_vit.engine.record import manifest, model_record, quantization_record
 from trt_vit.engine.verify import Built, generated_images, verify_engine
 from trt_vit.errors import UsageError
@@ -104,8 +104,7 @@ def _calibration(order: Order, export: Export, progress: BuildProgress) -> Calib
     if order.precision not in QUANTIZED or export.quantized:
         return None
     if settings.calibration is None:
-        message = f"{order.precision} needs images to measure ranges on, and --calibration names none"
-        raise UsageError(message, hint="give --calibration DIR, a directory of images like those to classify")
+        raise uncalibrated(order.precision)
     progress.phase("choosing calibration images")
     chosen = choose_images(settings.calibration, settings.calibration_images)
     if chosen.unreadable:

@@ -100,8 +100,13 @@ def _refuse_uncalibrated(settings: BuildSettings) -> None:
         message = f"--calibration {settings.calibration} is not a directory"
         raise UsageError(message, hint="name a directory of images like those to classify")
     if settings.calibration is None and not settings.source.lower().endswith(".onnx"):
-        message = f"{settings.precision} needs images to measure ranges on, and --calibration names none"
-        raise UsageError(message, hint="give --calibration DIR, a directory of images like those to classify")
+        raise uncalibrated(settings.precision)
+
+
+def uncalibrated(precision: Precision) -> UsageError:
+    """Return the error of a build that has nothing to measure ranges on."""
+    message = f"{precision} needs images to measure ranges on, and --calibration names none"
+    return UsageError(message, hint="give --calibration DIR, a directory of images like those to classify")
 
 
 def _tensorrt_order(settings: BuildSettings, family: Family) -> TensorRtOrder:
