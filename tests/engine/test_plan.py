@@ -158,7 +158,19 @@ class Interrupter(Quiet):
         self.steps += 1
         if self.steps == 1:
             signal.pthread_kill(cast("int", threading.main_thread().ident), signal.SIGINT)
-            threading.Event().wait(0.2)
+            threading.Event().wait(1.0)
+
+
+class Sleeper(Quiet):
+    """Counts the steps, and sleeps in the first: time for the main thread to say that the build is to stop."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def step(self, name: str, step: int) -> None:
+        self.steps += 1
+        if self.steps == 1:
+            threading.Event().wait(1.0)
 
 
 def test_an_interrupt_stops_the_build_at_its_next_step(rtx: Family, vit_onnx: Path) -> None:
@@ -173,7 +185,7 @@ def test_an_interrupt_stops_the_build_at_its_next_step(rtx: Family, vit_onnx: Pa
 def test_an_interrupt_as_the_build_begins_stops_it_too(
     rtx: Family, vit_onnx: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit, recorder = ThreadPoolExecutor.submit, Recorder()
+    submit, sleeper = ThreadPoolExecutor.submit, Sleeper()
 
     def interrupted(*arguments: Any) -> Any:
         submit(*arguments)
@@ -181,8 +193,8 @@ def test_an_interrupt_as_the_build_begins_stops_it_too(
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build(rtx, vit_onnx, recorder)
-    assert recorder.steps <= 3
+        build(rtx, vit_onnx, sleeper)
+    assert sleeper.steps <= 3
 
 
 def test_only_tensorrt_itself_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
