@@ -39,3 +39,19 @@ def test_rows_equal_hugging_face(architecture: str, images: Path, tmp_path: Path
     assert len(rows) == 11
     assert expected.std(axis=0).max() > 1e-3  # the images are told apart
     np.testing.assert_allclose(probabilities, expected, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_int8_for_tensorrt(architecture: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx_libs", reason="needs TensorRT for RTX: pip install 'trt-vit[rtx]'")
+    checkpoint = random_checkpoint(architecture, tmp_path / architecture)
+    command = ["build-engine", str(checkpoint), "-o", str(tmp_path / "bundle"), "--runtime", "tensorrt-rtx", "--json"]
+    assert run([*command, "--precision", "int8", "--calibration", str(images), "--calibration-images", "11"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    attentions = 3 if architecture == "swin" else 2
+    assert document["fused_attention_expected"] == attentions
+    assert document["int8_coverage"] > 0.99
+    assert document["against_fp32"]["cosine"] > 0.99
+    # TensorRT does not fuse the attention of Swin's windows.
+    assert document["fused_attention"] == (0 if architecture == "swin" else attentions)

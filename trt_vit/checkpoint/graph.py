@@ -91,7 +91,7 @@ def trace(
     example = torch.zeros(2, 3, *image_size)
     batch = torch.export.Dim("batch")
     try:
-        with quiet(), _attention_for_compilers(module), torch.no_grad():
+        with quiet(), _attention_for_compilers(module), _means_for_compilers(module), torch.no_grad():
             program = torch.onnx.export(
                 _logits_of(module),
                 (example,),
@@ -198,3 +198,20 @@ def _attention_for_compilers(module: Any) -> Iterator[None]:
         yield
     finally:
         module.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _means_for_compilers(module: torch.nn.Module) -> Iterator[None]:
+    """Let adaptive average pooling to one number (Swin's) be a mean: exported, it gathers rows by computed indices."""
+    import torch
+
+    pools = [
+        part for part in module.modules() if isinstance(part, torch.nn.AdaptiveAvgPool1d) and part.output_size == 1
+    ]
+    for pool in pools:
+        pool.forward = lambda tokens: tokens.mean(-1, keepdim=True)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        for pool in pools:
+            del pool.forward

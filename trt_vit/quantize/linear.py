@@ -29,6 +29,8 @@ _CODES: dict[ir.DataType | None, Number] = {
 }
 _TRANSPARENT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_ELEMENTWISE = frozenset({"Add", "Cast", "Identity", "Mul"})
+"""What stands between the last layer and the logits."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,29 @@ def _with_batch_of_one(model: ir.Model) -> ir.Model:
     choose the rows of the logits by operators whose shape cannot be inferred.
     """
     copy = model.clone()
+    given = [*copy.graph.inputs, *(value for output in copy.graph.outputs for value in _same_shape(output))]
     for node in copy.graph:
         for value in node.outputs:
-            if not value.is_graph_output():
+            if value not in given:
                 value.shape = None
     batch = _batch(copy)
-    for value in (*copy.graph.inputs, *copy.graph.outputs):
+    for value in given:
         if value.shape is not None and value.shape.rank() and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([batch, *value.shape[1:]])
     ShapeInferencePass(strict_mode=False)(copy)
     return copy
+
+
+def _same_shape(output: ir.Value) -> list[ir.Value]:
+    """Return an output and what it is cast, scaled or biased from, each given the output's shape: it has the same."""
+    values, node = [output], output.producer()
+    while node is not None and node.op_type in _ELEMENTWISE and (value := node.inputs[0]) is not None:
+        if constant(value) is not None:
+            break
+        value.shape = output.shape
+        values.append(value)
+        node = value.producer()
+    return values
 
 
 def _batch(model: ir.Model) -> int:
