@@ -340,6 +340,16 @@ def test_factors_that_cannot_be_folded_stay(text: str, outputs: str, other: dict
     assert (count, after["Mul"]) == (0, 1)
 
 
+@pytest.mark.parametrize("total", ["Add(p0, low)", "Add(low, p0)"])
+def test_a_sum_of_two_products_is_no_bias(total: str) -> None:
+    """As LoRA writes a projection without a bias."""
+    low = f"a = MatMul(x, down) low = MatMul(a, up) p1 = {total} p2 = Reshape(p1"
+    text = scaled(bias=False).replace("p2 = Reshape(p0", low)
+    down, up = np.ones((8, 2), np.float32), np.ones((2, 24), np.float32)
+    count, after = folded(text, down=down, up=up)
+    assert (count, after["Mul"]) == (0, 1)
+
+
 def test_a_weight_that_others_read_too_is_copied() -> None:
     text = scaled(tail="o = MatMul(x, w)")
     model = parse(text, outputs=f"{HEADS_OUT}, float[batch, 4, 24] o", weights=scale_weights())

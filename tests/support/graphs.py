@@ -113,7 +113,8 @@ def logits(model: ir.Model) -> list[NDArray[Any]]:
 
 
 def difference(before: list[NDArray[Any]], after: list[NDArray[Any]]) -> float:
-    """The largest absolute difference of an element."""
+    """The largest absolute difference of an element, of arrays that must have the same shapes."""
+    assert [array.shape for array in before] == [array.shape for array in after]
     pairs = zip(before, after, strict=True)
     return max(float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max()) for one, other in pairs)
 

@@ -203,8 +203,10 @@ def _layer_before(split: ir.Node) -> tuple[ir.Node, ir.Node | None, int] | None:
     size = _columns_per_head(reshape, weight)
     if size is None or _perm(transpose) != HEADS_FIRST or any(sole_user(node.outputs[0]) is None for node in chain):
         return None
-    if bias is not None and _array(_constant_operand(bias)).shape[-1:] != weight.shape[-1:]:
-        return None
+    if bias is not None:
+        operand = _constant_operand(bias)  # None where a sum of two products was found, such as LoRA's
+        if operand is None or _array(operand).shape[-1:] != weight.shape[-1:]:
+            return None
     return product, bias, size
 
 
