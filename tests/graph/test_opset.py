@@ -66,6 +66,16 @@ def test_a_newer_model_stays(opset: int) -> None:
     assert model.graph.opset_imports[""] == opset
 
 
+@pytest.mark.parametrize("opset", [14, 20])
+def test_the_default_domain_under_its_full_name(opset: int) -> None:
+    proto = ir.to_proto(parse(MEAN if opset == 14 else "y = Gelu(x)", opset=opset))
+    before = run(ir.serde.deserialize_model(proto))
+    proto.opset_import[0].domain = "ai.onnx"
+    model = upgrade(ir.serde.deserialize_model(proto), 20)
+    assert model.opset_imports == {"": 20, "com.microsoft": 1}
+    assert difference(before, run(model)) == 0.0
+
+
 def test_functions_become_inlined() -> None:
     proto = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["": 17, "local": 1]>
