@@ -8,8 +8,9 @@ from onnx import helper
 
 from tests.quantize.graphs import graph_of, kinds
 from trt_vit.errors import EngineError
+from trt_vit.quantize.cast import cast
 from trt_vit.quantize.linear import linear_layers
-from trt_vit.quantize.ranges import activation_ranges
+from trt_vit.quantize.ranges import activation_ranges, largest_values
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,21 +40,22 @@ def test_the_largest_absolute_value_over_all_batches() -> None:
     model = _model()
     before = kinds(model)
     batches = [*_batches(1, -7, 3), np.full((3, 4), 0.125, np.float32)]
-    assert activation_ranges(model, iter(batches)) == {"x": 7.0, "m": 14.0}
+    assert activation_ranges(model, iter(batches)) == {"x": 7.0, "h": 7.0, "m": 14.0, "y": 14.0, "z": 14.0}
     assert kinds(model) == before
     assert len(model.graph.outputs) == 2
 
 
 def test_every_linear_layer_of_a_vit_has_a_range(vit: ir.Model, pixels: NDArray[np.float32]) -> None:
     ranges = activation_ranges(vit, [pixels[:3], pixels[3:]])
-    assert set(ranges) == {layer.activation.name for layer in linear_layers(vit)}
-    assert len(ranges) == 6  # of 8 layers: Q, K and V read the same tensor
+    layers = linear_layers(vit)
+    assert set(ranges) == {value.name for layer in layers for value in (layer.activation, layer.node.outputs[0])}
+    assert len({layer.activation.name for layer in layers}) == 6  # of 8 layers: Q, K and V read the same tensor
     assert ranges["pixel_values"] == np.abs(pixels).max()
     assert all(0 < amax < 1e4 for amax in ranges.values())
 
 
 def test_a_tensor_of_zeros_has_the_range_zero() -> None:
-    assert activation_ranges(_model(factor=0.0), _batches(2)) == {"x": 2.0, "m": 0.0}
+    assert activation_ranges(_model(factor=0.0), _batches(2)) == {"x": 2.0, "h": 2.0, "m": 0.0, "y": 0.0, "z": 0.0}
 
 
 def test_no_batch_is_an_error() -> None:
@@ -69,3 +71,15 @@ def test_an_infinite_tensor_is_named() -> None:
 def test_not_a_number_is_noticed() -> None:
     with pytest.raises(EngineError, match="infinite or not a number"):
         activation_ranges(_model(), _batches(1, float("nan"), 1))
+
+
+def test_tensors_of_a_graph_in_fp16_are_measured() -> None:
+    model = _model()
+    cast(model, "fp16")
+    assert activation_ranges(model, _batches(1, -7, 3))["m"] == 14.0
+
+
+def test_the_largest_value_with_its_sign() -> None:
+    assert largest_values(_model(), ["h", "m"], _batches(1, 7, 3), signed={"m"}) == {
+        "h": 7.0, "m": 0.5, "y": 14.0, "z": 14.0,
+    }  # fmt: skip

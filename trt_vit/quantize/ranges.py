@@ -7,6 +7,7 @@ leaves the session is one number for each tensor.
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,21 @@ from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.onnxruntime import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
+
+UNSOUND = "check that the checkpoint classifies in fp32, and its preprocessing"
+"""What to do about a graph that gives infinities in fp32."""
 
 _MODEL = "calibration.onnx"
 
 
 def activation_ranges(model: ir.Model, batches: Iterable[NDArray[np.float32]]) -> dict[str, float]:
-    """Measure the range of every tensor that a linear layer reads.
+    """Measure the range of every tensor that a linear layer reads, and of what its product gives.
 
     Args:
-        model: An fp32 graph of opset 18 or later; it is left as it is.
+        model: A float graph of opset 18 or later; it is left as it is.
         batches: Preprocessed images, float32 [n, 3, height, width], of any n > 0 that the graph takes; read once.
 
     Returns:
@@ -42,41 +46,65 @@ def activation_ranges(model: ir.Model, batches: Iterable[NDArray[np.float32]]) -
         EnvironmentFault: ONNX Runtime is missing.
         ArtifactError: ONNX Runtime cannot read the graph.
     """
-    return largest_values(
-        model, list(dict.fromkeys(str(layer.activation.name) for layer in linear_layers(model))), batches
-    )
+    tensors = [value for layer in linear_layers(model) for value in (layer.activation, layer.node.outputs[0])]
+    names = list(dict.fromkeys(str(value.name) for value in tensors))
+    largest = largest_values(model, names, batches)
+    infinite = next((name for name, number in largest.items() if not np.isfinite(number)), None)
+    if infinite is not None:
+        raise EngineError(f"{infinite}: infinite or not a number on calibration images", hint=UNSOUND)
+    return {name: largest[name] for name in names}
 
 
-def largest_values(model: ir.Model, names: list[str], batches: Iterable[NDArray[np.float32]]) -> dict[str, float]:
-    """Measure the largest absolute value of some tensors of a graph, as ``activation_ranges`` does.
+def largest_values(
+    model: ir.Model, names: list[str], batches: Iterable[NDArray[np.float32]], *, signed: Collection[str] = ()
+) -> dict[str, float]:
+    """Measure the largest absolute value of some tensors of a graph, and of its outputs.
+
+    Every node computes what it stands for: no Q/DQ pair is fused into a product.
+
+    Args:
+        model: A graph of opset 18 or later; it is left as it is.
+        names: The tensors.
+        batches: As for ``activation_ranges``.
+        signed: Names of the tensors whose largest value is wanted instead: of these, minus infinity may be seen.
+
+    Returns:
+        The value by the tensor's name, in the order of ``names``, then of the outputs. It may be infinite or not a
+        number. A reduction may skip what is not a number, but the value of an output then is not a number.
 
     Raises:
-        EngineError: As for ``activation_ranges``.
-        EnvironmentFault: As there.
+        EngineError: There is no batch.
+        EnvironmentFault: As for ``activation_ranges``.
         ArtifactError: As there.
     """
     if not names:
         return {}
+    largest: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
-        session = _open(_with_reductions(model, names), Path(directory, _MODEL))
-        ranges = np.full(len(names), -np.inf)
+        session = _open(_with_reductions(model, names, signed), Path(directory, _MODEL))
         for batch in batches:
-            ranges = np.maximum(ranges, _largest(session, names, batch))
-    if np.isneginf(ranges).all():
+            for name, number in _largest(session, names, batch).items():
+                largest[name] = float(np.maximum(largest.get(name, -np.inf), number))
+    if not largest:
         raise EngineError("there is no calibration image", hint="name a directory of images: --calibration DIR")
-    return dict(zip(names, ranges.tolist(), strict=True))
+    return largest
 
 
-def _with_reductions(model: ir.Model, names: list[str]) -> ir.Model:
-    """Copy a graph, weights shared, and let it give out the largest absolute value of some of its tensors."""
+def _with_reductions(model: ir.Model, names: list[str], signed: Collection[str]) -> ir.Model:
+    """Copy a graph, weights shared, and let it give out the largest value of some of its tensors as float32."""
     copy = model.clone()
     values = {str(value.name): value for value in ir.convenience.create_value_mapping(copy.graph).values()}
     for index, name in enumerate(names):
-        absolute = ir.node("Abs", [values[name]], name=f"calibration_abs_{index}")
-        absolute.outputs[0].name = f"calibration_abs_{index}"
-        largest = ir.Value(name=f"calibration_{index}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT))
-        reduce = ir.node("ReduceMax", absolute.outputs, {"keepdims": 0}, outputs=[largest], name=largest.name)
-        copy.graph.extend([absolute, reduce])
+        nodes = [] if name in signed else [ir.node("Abs", [values[name]], name=f"calibration_abs_{index}")]
+        nodes.append(ir.node("ReduceMax", [values[name]], {"keepdims": 0}, name=f"calibration_max_{index}"))
+        nodes.append(ir.node("Cast", [values[name]], {"to": ir.DataType.FLOAT}, name=f"calibration_{index}"))
+        for before, after in pairwise(nodes):
+            after.replace_input_with(0, before.outputs[0])
+        for node in nodes:
+            node.outputs[0].name = node.name
+        largest = nodes[-1].outputs[0]
+        largest.shape, largest.type = ir.Shape([]), ir.TensorType(ir.DataType.FLOAT)
+        copy.graph.extend(nodes)
         copy.graph.outputs.append(largest)
     return copy
 
@@ -84,16 +112,11 @@ def _with_reductions(model: ir.Model, names: list[str]) -> ir.Model:
 def _open(model: ir.Model, path: Path) -> Any:
     """Open a session on a model, whose weights lie in a file of their own, as those of ViT-g are beyond 2 GB."""
     ir.save(model, path, external_data=f"{path.name}.data")
-    return open_session(path, threads=usable_cores())
+    return open_session(path, threads=usable_cores(), fuse_qdq=False)
 
 
-def _largest(session: Any, names: list[str], batch: NDArray[np.float32]) -> NDArray[np.float64]:
+def _largest(session: Any, names: list[str], batch: NDArray[np.float32]) -> dict[str, float]:
     results = session.run(None, {session.get_inputs()[0].name: batch})
-    outputs, ranges = results[: -len(names)], np.array(results[-len(names) :], dtype=np.float64)
-    infinite = np.flatnonzero(~np.isfinite(ranges))
-    # A reduction may skip what is not a number, but the logits show it.
-    if infinite.size or not all(np.isfinite(output).all() for output in outputs):
-        name = names[infinite[0]] if infinite.size else "logits"
-        hint = "check that the checkpoint classifies in fp32, and its preprocessing"
-        raise EngineError(f"{name}: infinite or not a number on calibration images", hint=hint)
-    return ranges
+    reduced = dict(zip(names, map(float, results[-len(names) :]), strict=True))
+    outputs = zip((output.name for output in session.get_outputs()), results[: -len(names)], strict=False)
+    return reduced | {name: float(np.abs(array).max()) for name, array in outputs}
