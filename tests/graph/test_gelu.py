@@ -106,3 +106,15 @@ def test_what_only_looks_like_it_stays(text: str, weights: dict[str, np.ndarray]
 def test_a_part_that_the_graph_gives_out_stays() -> None:
     text = f"{ERF} b = Mul(x, a) y = Mul(b, half)"
     assert changed(fuse_gelu, text, weights=WEIGHTS, outputs="float[batch, 4, 8] y, float[batch, 4, 8] t")[0] == 0
+
+
+@pytest.mark.parametrize("wide", ["root2", "one", "half"])
+def test_a_constant_with_more_axes_than_x_stays_for_them(wide: str) -> None:
+    weights = WEIGHTS | {wide: WEIGHTS[wide].reshape(1, 1, 1, 1)}
+    text, outputs = f"{ERF} b = Mul(x, a) y = Mul(b, half)", "float[1, batch, 4, 8] y"
+    assert changed(fuse_gelu, text, weights=weights, outputs=outputs)[0] == 0
+
+
+def test_a_constant_with_as_many_axes_as_x_does_not_matter() -> None:
+    weights = {name: array.reshape(1, 1, 1) for name, array in WEIGHTS.items()}
+    assert changed(fuse_gelu, f"{ERF} b = Mul(x, a) y = Mul(b, half)", weights=weights) == (1, {"Gelu": 1})

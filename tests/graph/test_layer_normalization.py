@@ -124,3 +124,15 @@ def test_float64_stays() -> None:
         f"{NORMALIZED} {AFFINE}", inputs="double[batch, 4, 8] x", outputs="double[batch, 4, 8] y", weights=weights
     )
     assert fuse_layer_normalization(model) == 0
+
+
+@pytest.mark.parametrize("wide", ["epsilon", "two", "one"])
+def test_a_constant_with_more_axes_than_x_stays_for_them(wide: str) -> None:
+    weights = WEIGHTS | {wide: WEIGHTS[wide].reshape(1, 1, 1, 1)}
+    text, outputs = f"{DEVIATION} inverse = Div(one, deviation) y = Mul(inverse, d)", "float[1, batch, 4, 8] y"
+    assert changed(fuse_layer_normalization, text, weights=weights, outputs=outputs)[0] == 0
+
+
+def test_an_epsilon_with_as_many_axes_as_x_does_not_matter() -> None:
+    weights = WEIGHTS | {"epsilon": WEIGHTS["epsilon"].reshape(1, 1, 1)}
+    assert changed(fuse_layer_normalization, f"{NORMALIZED} {AFFINE}", weights=weights)[0] == 1

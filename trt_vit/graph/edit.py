@@ -74,6 +74,13 @@ def rounding(array: NDArray[np.generic]) -> float:
     return 2.0 * float(np.finfo(np.float16).eps if half else np.finfo(np.float32).eps)
 
 
+def widened(x: ir.Value, nodes: Sequence[ir.Node]) -> bool:
+    """Say whether a constant that these nodes read has more axes than ``x``, so that their output has them too."""
+    rank = 1 if x.shape is None else len(x.shape)
+    arrays = [array for node in nodes for value in node.inputs if (array := constant(value)) is not None]
+    return any(array.ndim > rank for array in arrays)
+
+
 def used_within(nodes: Sequence[ir.Node], output: ir.Value) -> bool:
     """Say whether nothing but these nodes reads what they compute, ``output`` apart, so that they can be replaced."""
     inner = [value for node in nodes for value in node.outputs if value is not output]

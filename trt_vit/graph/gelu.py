@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trt_vit.graph.edit import constant, replace, rounding, sole_user, used_within
+from trt_vit.graph.edit import constant, replace, rounding, sole_user, used_within, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,7 +63,7 @@ def _fuse(graph: ir.Graph, function: ir.Node) -> bool:
         for output in _following(function.outputs[0]):
             if outside.equals(output, _GELU):
                 nodes = [*inside.nodes, function, *outside.nodes]
-                if not used_within(nodes, output):
+                if not used_within(nodes, output) or widened(x, nodes):
                     return False
                 replace(graph, nodes, ir.node("Gelu", [x], {"approximate": approximate}), output)
                 return True

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trt_vit.graph.edit import constant, initializer, is_number, producer, replace, scalar, sole_user, used_within
+from trt_vit.graph.edit import (
+    constant,
+    initializer,
+    is_number,
+    producer,
+    replace,
+    scalar,
+    sole_user,
+    used_within,
+    widened,
+)
 from trt_vit.graph.shapes import infer_shapes
 
 if TYPE_CHECKING:
@@ -57,7 +67,7 @@ def fuse_layer_normalization(model: ir.Model) -> int:
         if found is None:
             continue
         _take_affine(found)
-        if used_within(found.nodes, found.output):
+        if used_within(found.nodes, found.output) and not widened(found.x, found.nodes):
             count += _replace(model.graph, found)
     return count
 

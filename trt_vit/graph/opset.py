@@ -40,9 +40,9 @@ def upgrade(model: ir.Model, opset: int) -> ir.Model:
     Raises:
         ExportError: The model cannot be converted.
     """
-    for holder in (model.graph, *model.functions.values()):
-        if "ai.onnx" in holder.opset_imports:  # the default domain's other name, which nodes have lost on reading
-            holder.opset_imports.setdefault("", holder.opset_imports.pop("ai.onnx"))
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        if "ai.onnx" in imports:  # the default domain's other name, which nodes have lost on reading
+            imports.setdefault("", imports.pop("ai.onnx"))
     InlinePass()(model)
     RemoveInitializersFromInputsPass()(model)
     current = model.graph.opset_imports.get("")
