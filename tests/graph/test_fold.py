@@ -197,6 +197,54 @@ def test_a_guard_stays_where_a_mask_hides_a_whole_row(hidden: int, guards: int) 
     assert left.get("IsNaN", 0) == guards
 
 
+FIRST = np.where(np.arange(4) < 2, -np.inf, 0).astype(np.float32)
+LOWEST = np.full(4, np.finfo(np.float32).min)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "guards"),
+    [
+        pytest.param(FIRST, FIRST, 0, id="the same half"),
+        pytest.param(FIRST, FIRST[::-1], 1, id="both halves"),
+        pytest.param(np.stack([FIRST] * 4), FIRST[::-1], 1, id="both halves of rows"),
+        pytest.param(FIRST, FIRST[:, None], 1, id="some rows altogether"),
+        pytest.param(LOWEST, LOWEST, 1, id="a sum beyond float32"),
+        pytest.param(LOWEST, FIRST, 0, id="a sum within float32"),
+    ],
+)
+def test_a_guard_stays_where_two_masks_hide_a_whole_row(one: NDArray[Any], other: NDArray[Any], guards: int) -> None:
+    left = left_of(
+        f"p = MatMul(q, k) a = Add(p, one_mask) s = Add(other_mask, a) {GUARDED}",
+        inputs=SCORES,
+        outputs="float[batch, 2, 4, 4] y",
+        weights={"one_mask": one, "other_mask": other},
+    )
+    assert left.get("IsNaN", 0) == guards
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "a = Add(p, hide) s = Transpose<perm = [0, 1, 3, 2]>(a)",
+        "a = Add(p, hide) s = Mul(a, minus_one)",
+        "a = Add(p, hide) s = Mul(a, none)",
+        "a = Add(p, hide) s = Div(minus_one, a)",
+        "s = Sub(hide, p)",
+    ],
+)
+def test_a_guard_stays_where_a_mask_has_come_to_mean_something_else(scores: str) -> None:
+    weights = {"hide": FIRST, "minus_one": np.float32(-1), "none": np.float32(0)}
+    text = f"p = MatMul(q, k) {scores} {GUARDED}"
+    left = left_of(text, inputs=SCORES, outputs="float[batch, 2, 4, 4] y", weights=weights)
+    assert left["IsNaN"] == 1
+
+
+def test_a_guard_stays_where_the_softmax_is_over_other_axes() -> None:
+    text = f"p = MatMul(q, k) s = Add(p, hide) {GUARDED}".replace("axis = -1", "axis = 2")
+    left = left_of(text, inputs=SCORES, outputs="float[batch, 2, 4, 4] y", weights={"hide": FIRST})
+    assert left["IsNaN"] == 1
+
+
 def test_a_guard_stays_where_the_mask_is_computed() -> None:
     text = f"p = MatMul(q, k) s = Add(p, k) {GUARDED}"
     assert left_of(text, inputs=SCORES, outputs="float[batch, 2, 4, 4] y")["IsNaN"] == 1

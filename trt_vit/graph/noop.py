@@ -142,28 +142,50 @@ def _where(node: ir.Node, known: Shapes) -> ir.Value | None:
     test = producer(condition, "IsNaN")
     if test is not None and test.inputs[0] is other and other is not None:
         softmax = producer(other, "Softmax")
-        return other if softmax is not None and _has_finite_rows(softmax.inputs[0]) else None
+        return other if softmax is not None and _has_finite_rows(softmax, known) else None
     choice = _fill(condition)
     chosen = None if choice is None else one if choice else other
     sizes = known.sizes(chosen)
     return chosen if sizes is not None and sizes == known.sizes(node.outputs[0]) else None
 
 
-def _has_finite_rows(scores: ir.Value | None) -> bool:
-    """Say whether these are scores of a product, scaled and biased by constants without a row of infinities."""
-    node = None if scores is None else scores.producer()
-    if node is None or node.domain != "":
+def _has_finite_rows(softmax: ir.Node, known: Shapes) -> bool:
+    """Say whether a softmax is over the last axis of scores of a product, and no row of them is masked altogether."""
+    sizes = known.sizes(softmax.inputs[0])
+    if sizes is None or softmax.attributes.get_int("axis", -1) not in {-1, len(sizes) - 1}:
         return False
+    with np.errstate(all="ignore"):
+        added = _added(softmax.inputs[0], known)
+    if added is None or np.isnan(added).any() or np.isposinf(added.astype(np.float64)).any():
+        return False
+    return bool(np.isfinite(added).any(axis=-1).all())
+
+
+def _added(scores: ir.Value | None, known: Shapes) -> NDArray[np.generic] | None:
+    """Return what constants add to a product on its way to these scores, None if anything else has changed them.
+
+    Two masks may together hide what neither hides alone, so they are computed with, in the type that they have. The
+    array broadcasts to the scores, and has one axis at least.
+    """
+    node = None if scores is None else scores.producer()
+    if scores is None or node is None or node.domain != "" or scores.dtype is None or known.sizes(scores) is None:
+        return None
+    if node.op_type in {"MatMul", "DequantizeLinear"}:
+        return np.zeros(1, scores.dtype.numpy())
     if node.op_type in {*VIEWS, "Cast"}:
-        return _has_finite_rows(node.inputs[0])
-    if node.op_type not in {"Add", "Mul", "Div"}:
-        return node.op_type in {"MatMul", "DequantizeLinear"}
-    for side in (0, 1):
+        added = _added(node.inputs[0], known)
+        if added is None or node.op_type == "Cast":
+            return None if added is None else _cast_array(node, added)
+        return added.reshape(-1)[[np.abs(added).argmax()]]  # which row the others come to lie in is not followed
+    for side in {"Add": (0, 1), "Div": (1,), "Mul": (0, 1)}.get(node.op_type, ()):
         array = constant(node.inputs[side])
-        if array is not None:
-            rows = np.isfinite(array.astype(np.float64)).any(axis=-1) if array.ndim else np.isfinite(array)
-            return bool(rows.all()) and _has_finite_rows(node.inputs[1 - side])
-    return False
+        added = None if array is None else _added(node.inputs[1 - side], known)
+        if array is not None and added is not None:
+            return _ARITHMETIC[node.op_type](added, array)
+    return None
+
+
+_ARITHMETIC: dict[str, Callable[..., NDArray[np.generic]]] = {"Add": np.add, "Div": np.divide, "Mul": np.multiply}
 
 
 def _fill(value: ir.Value | None) -> float | None:
