@@ -80,12 +80,13 @@ def prepare(
     placements: tuple[Placement, ...] = ()
     if not export.quantized:
         model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
-        if probe is not None and precision in ("fp16", "int8", "fp8"):
-            refuse_overflow(model, probe, batch=export.batch)
         if precision in ("int8", "fp8"):
             placements = tuple(quantize(model, _ranges(model, calibration, export), precision))
         if precision != "fp32":
+            exact = model.clone()  # weights shared
             casting.cast(model, "bf16" if precision == "bf16" else "fp16")
+            if probe is not None and precision != "bf16":
+                refuse_overflow(exact, model, probe, batch=export.batch)
     else:
         _dequantize_biases(model)
     layers = linear_layers(model)

@@ -33,10 +33,13 @@ _STATISTICS = frozenset({
     "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sqrt",
 })  # fmt: skip
 _ELEMENTWISE = frozenset({"Add", "Clip", "Div", "Max", "Min", "Mul", "Sub"})
-_MOVEMENT = frozenset({
+MOVEMENT = frozenset({
     "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape",
     "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
+"""Operators that give numbers as they take them."""
+_MASKS = frozenset({"Mul", "Where"})
+"""What makes a mask of a large negative number: it must reach the scores as a number, as infinity times 0 is none."""
 _QUANTIZATION = frozenset({"DequantizeLinear", "QuantizeLinear"})
 _SCALE = 1
 
@@ -141,7 +144,7 @@ class _Caster:
         """Decide whether a node is to compute in float32, and remember what that means for the nodes after it."""
         values = [_input(node, i) for i in floats]
         if any(v in self._beyond_range or self._is_lost(node, i) for v, i in zip(values, floats, strict=True)):
-            if node.op_type in _MOVEMENT:
+            if node.op_type in MOVEMENT | _MASKS:
                 self._beyond_range.update(node.outputs)
             return True
         return node.op_type == "Softmax" or self._is_of_statistics(node, values)
@@ -150,7 +153,7 @@ class _Caster:
         """Tell whether a node computes with statistics of a normalization, and mark its outputs if they are such."""
         known = [value in self._statistics for value in values if not value.is_initializer()]
         squares = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
-        passes_on = node.op_type in _ELEMENTWISE | _MOVEMENT and all(known)
+        passes_on = node.op_type in _ELEMENTWISE | MOVEMENT and all(known)
         if known and (node.op_type in _STATISTICS or squares or passes_on):
             self._statistics.update(node.outputs)
             return True
