@@ -338,3 +338,45 @@ def test_constants_that_onnx_runtime_cannot_compute_are_an_error(monkeypatch: py
     monkeypatch.setattr(constants, "open_session", refuse)
     with pytest.raises(ExportError, match="constants of the graph cannot be computed: no kernel"):
         fold(parse("t = Transpose(w) y = MatMul(x, t)", weights=WEIGHTS))
+
+
+@pytest.mark.parametrize(
+    ("text", "z", "left"),
+    [
+        pytest.param("s = Shape(x) t = Gather(s, z) y = Reshape(x, t)", [9, 1, 2], "Gather", id="index"),
+        pytest.param("s = Shape(x) t = Gather(s, z) y = Reshape(x, t)", [0.0], "Gather", id="an index of float32"),
+        pytest.param("y = Reshape(x, z)", [0, 0, 0, 0], "Reshape", id="a fourth axis of three"),
+        pytest.param("y = Reshape(x, z)", [-1, -1, 8], "Reshape", id="two open sizes"),
+        pytest.param("s = Shape(x) t = Reshape(s, z) y = Reshape(x, t)", [0, 0], "Reshape", id="a second axis of one"),
+        pytest.param("s = Shape(x) t = Reshape(s, z) y = Reshape(x, t)", [2, 2], "Reshape", id="four of three"),
+        pytest.param("s = Shape(x) t = Add(s, z) y = Reshape(x, t)", [1, 2], "Add", id="three and two"),
+        pytest.param("s = Shape(x) t = Squeeze(s, z) y = Reshape(x, t)", [0], "Squeeze", id="squeezed three"),
+        pytest.param(
+            "s = Shape(x) f = ConstantOfShape<value = int64[1] {0}>(z) t = Add(s, f) y = Reshape(x, t)",
+            [10**6, 10**6],
+            "ConstantOfShape",
+            id="more than memory",
+        ),
+        pytest.param(
+            "s = Shape(x) e = Expand(unit, s) a = Add(e, z) c = Cast<to = 9>(a) y = Where(c, x, x)",
+            [1.0, 2.0, 3.0],
+            "Add",
+            id="eight and three",
+        ),
+    ],
+)
+def test_nodes_that_cannot_run_stay(text: str, z: list[Any], left: str) -> None:
+    weight = np.array(z, np.float32 if isinstance(z[0], float) else np.int64)
+    model = parse(text, outputs="float[a, b, c] y", weights=WEIGHTS | {"z": weight})
+    fold(model)
+    assert left in kinds(model)
+
+
+@pytest.mark.parametrize("name", ["", "the_name"])
+def test_a_constant_that_cannot_be_computed_is_named(name: str) -> None:
+    model = parse("flat = Reshape(w, wrong) y = Add(x, flat)", weights=WEIGHTS | {"wrong": np.array([3, 3])})
+    model.graph[0].name = name
+    with pytest.raises(ExportError, match=f"constants of the graph cannot be computed: .*{name or 'flat'}") as caught:
+        fold(model)
+    assert "\n" not in caught.value.message
+    assert "bundle" not in caught.value.hint

@@ -29,6 +29,7 @@ _KEPT = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQua
 """A weight that is stored quantized must stay so: folding would undo the quantization."""
 _SUBGRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 _IR_VERSION = 10
+_HINT = "correct the node that is named, or export the model again with its constants folded"
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -120,12 +121,17 @@ def _computed(
         opset_imports={"": opsets[""]},
         name="constants",
     )
+    message = "constants of the graph cannot be computed"
     try:
         session = open_session(ir.to_proto(ir.Model(graph, ir_version=_IR_VERSION)).SerializeToString(), threads=1)
+        computed: list[NDArray[np.generic]] = session.run(None, feeds)
     except ArtifactError as error:
-        message = f"constants of the graph cannot be computed: {error.message}"
-        raise ExportError(message, hint="export the model again with its constants folded") from error
-    computed: list[NDArray[np.generic]] = session.run(None, feeds)
+        raise ExportError(f"{message}: {error.message}", hint=_HINT) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime."):  # its exceptions share nothing else
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)  # names the node
+        raise ExportError(f"{message}: {reason}", hint=_HINT) from error
     return computed
 
 
@@ -134,4 +140,6 @@ def _copied(node: ir.Node, copies: dict[ir.Value, ir.Value]) -> ir.Node:
     outputs = [ir.Value(name=value.name, type=value.type) for value in node.outputs]
     given = [None if value is None else copies[value] for value in node.inputs]
     copies |= zip(node.outputs, outputs, strict=True)
-    return ir.Node("", node.op_type, given, node.attributes.values(), outputs=outputs)
+    return ir.Node(
+        "", node.op_type, given, node.attributes.values(), outputs=outputs, name=node.name or outputs[0].name
+    )

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MAX_INTEGERS = 1024
+"""Integer tensors with more elements are data, such as the indices of a position bias, and no shapes."""
+
+
 class UndecidableError(ArithmeticError):
     """A result that depends on the value of a named dimension in a way that is not followed."""
 
@@ -115,10 +119,15 @@ def compute(node: ir.Node, operands: list[NDArray[np.object_]]) -> NDArray[np.ob
         The elements of its one output, or None if they are not integers or its operator is not followed.
 
     Raises:
-        UndecidableError: They depend on a named dimension in a way that is not followed.
+        UndecidableError: They depend on a named dimension in a way that is not followed, or the node cannot run.
     """
     rule = _RULES.get(node.op_type)
-    return None if rule is None else np.asarray(rule(node, *operands), dtype=object)
+    if rule is None:
+        return None
+    try:
+        return np.asarray(rule(node, *operands), dtype=object)
+    except (IndexError, OverflowError, ValueError) as error:  # an index or a shape that the operands do not have
+        raise UndecidableError from error
 
 
 def _same(one: Size, other: Size) -> bool:
@@ -188,7 +197,10 @@ def _filled(node: ir.Node, shape: NDArray[np.object_]) -> Any:
     array = np.zeros(1, dtype=np.float32) if value is None else value.numpy()
     if array.dtype.kind not in "iub":
         raise UndecidableError
-    return np.full(_numbers(shape).tolist(), array.item(), dtype=object)
+    sizes = _numbers(shape).tolist()
+    if math.prod(sizes) > MAX_INTEGERS:
+        raise UndecidableError
+    return np.full(sizes, array.item(), dtype=object)
 
 
 def _product(node: ir.Node, data: NDArray[np.object_], axes: NDArray[np.object_] | None = None) -> Any:

@@ -205,8 +205,11 @@ def _before_expansion(value: ir.Value | None) -> NDArray[np.generic] | None:
         return None
     count, rule = _EXPANDED[node.op_type]
     operands = [array for operand in node.inputs[:count] if (array := _before_expansion(operand)) is not None]
-    with np.errstate(all="ignore"):
-        return rule(node, *operands) if len(operands) == count else None
+    try:
+        with np.errstate(all="ignore"):
+            return rule(node, *operands) if len(operands) == count else None
+    except ValueError:
+        return None  # shapes that do not broadcast: the node cannot run
 
 
 def _cast_array(node: ir.Node, array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx_ir as ir
 
 from trt_vit.graph.edit import constant
-from trt_vit.graph.integers import Dim, Size, UndecidableError, broadcast, compute, divided, parse_size
+from trt_vit.graph.integers import MAX_INTEGERS, Dim, Size, UndecidableError, broadcast, compute, divided, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-_MAX_INTEGERS = 1024
-"""Integer tensors with more elements are data, such as the indices of a position bias, and no shapes."""
 _UNNAMED = "?"
 
 
@@ -51,7 +50,7 @@ class Shapes:
         if value is None:
             return None
         if value not in self.integers and (array := constant(value)) is not None:
-            if array.size > _MAX_INTEGERS or array.dtype.kind not in "iub":
+            if array.size > MAX_INTEGERS or array.dtype.kind not in "iub":
                 return None
             self.integers[value] = array.astype(object)
         return self.integers.get(value)
@@ -134,13 +133,13 @@ def _by_onnx(node: ir.Node, known: Shapes, opsets: Mapping[str, int]) -> dict[ir
         sizes = [str(size) if isinstance(size, Dim) else size for size in known.of[value]]
         ir.serde.serialize_shape_into(types[value.name], ir.Shape(sizes))
         tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None and tensor.size <= _MAX_INTEGERS:
+        if tensor is not None and tensor.size <= MAX_INTEGERS:
             data[value.name] = ir.serde.serialize_tensor(tensor)
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
         found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
-        return {}  # an operator of another domain, or one that says nothing of its shapes
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        return {}  # an operator of another domain, one that says nothing of its shapes, or one that cannot run
     return {output: found[output.name] for output in node.outputs if output.name in found}
 
 
@@ -150,6 +149,8 @@ def _reshaped(node: ir.Node, known: Shapes) -> tuple[Size, ...] | None:
         return None
     if node.attributes.get_int("allowzero", 0) == 1 and 0 in target:
         return None
+    if 0 in target[len(before) :] or np.count_nonzero(target == -1) > 1:
+        return None  # there is no such dimension to copy, or to tell from the others
     sizes = [before[axis] if size == 0 else size for axis, size in enumerate(target.tolist())]
     if -1 in sizes:
         rest = math.prod(size for size in sizes if size != -1)
@@ -186,7 +187,7 @@ def _follow_integers(node: ir.Node, known: Shapes) -> None:
         result = _computed(node, known)
     except UndecidableError:
         return
-    if result is not None and result.size <= _MAX_INTEGERS:
+    if result is not None and result.size <= MAX_INTEGERS:
         known.integers[node.outputs[0]] = result
 
 
