@@ -8,10 +8,12 @@ import pytest
 from onnx import helper
 
 from tests.quantize.graphs import array, check, cosine, dtypes, evaluate, graph_of, kinds, node
+from trt_vit.errors import EngineError
 from trt_vit.quantize.cast import cast
 from trt_vit.quantize.linear import int8_coverage, linear_layers
+from trt_vit.quantize.overflow import refuse_overflow
 from trt_vit.quantize.qdq import quantize
-from trt_vit.quantize.ranges import activation_ranges
+from trt_vit.quantize.ranges import activation_ranges, largest_values
 
 if TYPE_CHECKING:
     from typing import Any, Literal
@@ -245,3 +247,48 @@ def test_fp8_and_fp16_vit(vit: ir.Model, pixels: NDArray[np.float32]) -> None:
     assert [layer.number for layer in linear_layers(vit)] == ["fp16", *["fp8"] * 7]
     assert int8_coverage(vit) == 0
     assert 0.97 < cosine(evaluate(vit, pixels), reference) < 0.999999
+
+
+def test_no_factor_lets_the_product_before_it_overflow() -> None:
+    """One large weight sets the scale of the matrix; a channel of small ones would be divided by its small factor."""
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.standard_normal((8, 3072))).astype(np.float32) * 4
+    weight = rng.standard_normal((3072, 8)).astype(np.float32) * np.float32(0.02)
+    weight[5, 3], weight[:, 0] = 8, 0.01
+    model = graph_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"w": weight}, given={"x": ("batch", 3072)}, outputs={"y": ("batch", 8)},
+    )  # fmt: skip
+    quantize(model, activation_ranges(model, [x]), "int8")
+    before = largest_values(model, ["y_codes"], [x])["y_codes"]
+    assert 20000 < before < 1.05 * 65504 / 2
+    np.testing.assert_allclose(evaluate(model, x)[:, 0], (x @ weight)[:, 0], rtol=0.1)
+    cast_model = model.clone()
+    cast(cast_model, "fp16")
+    refuse_overflow(model, cast_model, x, batch=None)
+
+
+def test_overflow_before_a_factor_is_refused() -> None:
+    x = np.full((1, 64), 100, np.float32)
+    weight = np.zeros((64, 2), np.float32)
+    weight[:, 0], weight[0, 1] = 0.01, 50
+    model = graph_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"w": weight}, given={"x": ("batch", 64)}, outputs={"y": ("batch", 2)},
+    )  # fmt: skip
+    quantize(model, {"x": 100.0}, "int8")  # without the range of the output
+    cast_model = model.clone()
+    cast(cast_model, "fp16")
+    with pytest.raises(EngineError, match=r"y_codes reaches 3\.\de\+05"):
+        refuse_overflow(model, cast_model, x, batch=None)
+
+
+def test_a_graph_that_came_in_fp16_is_quantized() -> None:
+    model = _matmul()
+    cast(model, "fp16")
+    (placement,) = quantize(model, activation_ranges(model, [_X]), "int8")
+    check(model)
+    assert placement.left_out is None
+    assert dtypes(node(model, "QuantizeLinear").inputs[:2]) == ["f16", "f16"]
+    assert dtypes(node(model, "Mul").inputs) == ["f16", "f16"]
+    np.testing.assert_allclose(evaluate(model, _X), _X @ _W, atol=0.03)

@@ -7,7 +7,8 @@ The INT8 scales of a matrix are split in two: one scalar in DequantizeLinear, an
 by which a Mul after the product multiplies. Given a vector in DequantizeLinear and fp16, TensorRT for RTX 1.7 builds a
 product that writes its bare sums of codes as fp16, and multiplies them by the scales in the next kernel: sums beyond
 65504, which are common, are infinite by then. With a scalar the product itself multiplies by the scales, in fp32. The
-kernels are as many. A convolution has its sums in fp32 and so keeps the vector.
+kernels are as many. What the product writes is still its result divided by the factor, so no factor is so small that
+this could be beyond half of 65504. A convolution has its sums in fp32 and so keeps the vector.
 
 Every scale is the smallest fp16 number that does not clip the range, and not below 2^-14 for an activation, as its
 reciprocal is an fp16 number in the engine. So casting the rest of the graph to fp16 changes no scale. INT8 codes are
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _BIAS = 2
 _SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 _LARGEST_CODE = {"int8": 127.0, "fp8": 448.0}
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
+_LARGEST_PRODUCT = float(np.finfo(np.float16).max) / 2
+"""Before the factors, on calibration images: others may double it."""
 _CODE_TYPES = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
 
 
@@ -55,21 +59,21 @@ class Placement:
 
 
 def quantize(model: ir.Model, ranges: Mapping[str, float], number: Literal["int8", "fp8"]) -> list[Placement]:
-    """Quantize the operands of every linear layer of an fp32 graph that can be, in place.
+    """Quantize the operands of every linear layer of a graph that can be, in place.
 
     Layers that read the same tensor share its pair. FP8 is for matrix products: the patch convolution stays as it is.
 
     Args:
-        model: An fp32 graph of opset 19 or later.
-        ranges: Largest absolute value of each tensor that a linear layer reads, by the tensor's name. A layer whose
-            input is not listed is left out.
+        model: A graph of opset 19 or later, in fp32, or in fp16 where its weights came so.
+        ranges: Largest absolute value of each tensor that a linear layer reads or writes, by the tensor's name. A
+            layer whose input is not listed is left out; one whose output is not is taken never to overflow.
         number: The numbers to multiply.
 
     Returns:
         One entry for each linear layer, in the order of the graph.
     """
     layers = linear_layers(model)
-    quantizer = _Quantizer(model.graph, number)
+    quantizer = _Quantizer(model.graph, number, _products(layers, ranges))
     placements = []
     for layer in layers:
         reason = _reason_to_leave_out(layer, ranges, number)
@@ -84,7 +88,7 @@ def _reason_to_leave_out(layer: LinearLayer, ranges: Mapping[str, float], number
     reasons = {
         f"it is quantized to {layer.number} already": layer.number in {"int8", "fp8"},
         "FP8 is for matrix products": number == "fp8" and layer.kind == "Conv",
-        "its weight is not a float32 constant": weight is None or weight.dtype != np.float32,
+        "its weight is not a constant of floats": weight is None or weight.dtype not in _FLOATS,
         "its bias has a factor": layer.node.attributes.get_float("beta", 1.0) != 1.0,
         "the range of its input is not known": amax is None,
         "its input was zero in every calibration image": amax == 0,
@@ -92,11 +96,24 @@ def _reason_to_leave_out(layer: LinearLayer, ranges: Mapping[str, float], number
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
+def _products(layers: list[LinearLayer], ranges: Mapping[str, float]) -> dict[ir.Value, float]:
+    """Return for each weight the largest absolute value that a product with it has, before the bias of a Gemm."""
+    products: dict[ir.Value, float] = {}
+    for layer in layers:
+        bias = constant(layer.node.inputs[_BIAS]) if len(layer.node.inputs) > _BIAS else None
+        product = ranges.get(str(layer.node.outputs[0].name), 0.0)
+        if bias is not None:
+            product += float(np.abs(bias).max())
+        products[layer.weight] = max(products.get(layer.weight, 0.0), product)
+    return products
+
+
 class _Quantizer:
     """Places the pairs in one graph, each once however many layers read it."""
 
-    def __init__(self, graph: ir.Graph, number: Literal["int8", "fp8"]) -> None:
+    def __init__(self, graph: ir.Graph, number: Literal["int8", "fp8"], products: Mapping[ir.Value, float]) -> None:
         self._graph = graph
+        self._products = products
         self._largest = _LARGEST_CODE[number]
         self._codes = _CODE_TYPES[number]
         self._activations: dict[ir.Value, ir.Value] = {}
@@ -118,8 +135,8 @@ class _Quantizer:
 
     def _activation(self, value: ir.Value, amax: float) -> ir.Value:
         """Put a pair behind a tensor and return what comes out of it."""
-        scale = initializer(
-            self._graph, f"{value.name}_scale", _scales(np.array(max(amax / self._largest, _SMALLEST_SCALE)))
+        scale = self._numbers(
+            f"{value.name}_scale", _scales(np.array(max(amax / self._largest, _SMALLEST_SCALE))), value
         )
         zero = initializer(self._graph, f"{value.name}_zero_point", np.zeros((), self._codes))
         codes = ir.Value(name=f"{value.name}_{self._codes.name}", shape=value.shape, type=zero.type)
@@ -144,18 +161,24 @@ class _Quantizer:
         if split:
             scales = _scales(exact.max())
             if self._codes == np.int8:
-                factors = _scales(exact / scales)
+                least = min(1.0, self._products[value] / _LARGEST_PRODUCT)
+                factors = _scales(np.maximum(exact / scales, least))
         whole = scales.astype(np.float64) * (1 if factors is None else factors)
         codes = _encode(array / (np.expand_dims(whole, others) if whole.ndim else whole), self._codes)
         stored = initializer(self._graph, f"{value.name}_{self._codes.name}", codes)
-        scale = initializer(self._graph, f"{value.name}_scale", scales)
+        scale = self._numbers(f"{value.name}_scale", scales, value)
         result = _like(value)
         attributes = {} if split else {"axis": axis}
         node = ir.node(
             "DequantizeLinear", [stored, scale], attributes, outputs=[result], name=f"dequantize_{value.name}"
         )
         self._graph.insert_before(self._graph[0], node)
-        return result, None if factors is None else initializer(self._graph, f"{value.name}_factors", factors)
+        return result, None if factors is None else self._numbers(f"{value.name}_factors", factors, value)
+
+    def _numbers(self, name: str, array: NDArray[np.float32], like: ir.Value) -> ir.Value:
+        """Store scales or factors, which are fp16 numbers, in the type of the tensor that they are for."""
+        half = like.dtype == ir.DataType.FLOAT16
+        return initializer(self._graph, name, array.astype(np.float16) if half else array)
 
     def _multiply(self, node: ir.Node, factors: ir.Value) -> None:
         """Multiply what a MatMul or Gemm computes by factors of its channels, before the bias of a Gemm is added."""
