@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
@@ -20,7 +21,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -37,6 +37,7 @@ CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
 _CONFIG_VARIABLE = "TRT_VIT_CONFIG"
 _RECIPE_SUFFIXES = (".yaml", ".yml")
+_CAPABILITY = re.compile(r"\d+\.\d")
 _ARGUMENTS = {"source": "SOURCE", "inputs": "INPUT"}
 _NOT_VARIABLES = frozenset({*_ARGUMENTS, "output"})
 """What one command works on is no setting of the machine: it comes from the command line or a recipe."""
@@ -53,8 +54,10 @@ def _parse_profile(value: object) -> object:
 
 
 def _parse_capability(value: object) -> object:
-    """Read a compute capability that YAML has taken for a number."""
-    return str(value) if isinstance(value, float) else value
+    """Read a compute capability, which YAML takes for a number."""
+    if value is not None and not _CAPABILITY.fullmatch(str(value)):
+        raise ValueError("a compute capability is MAJOR.MINOR, as 8.9")
+    return None if value is None else str(value)
 
 
 class Settings(BaseModel):
@@ -112,17 +115,17 @@ class BuildSettings(Settings):
     revision: str | None = None
     output: Path | None = None
     precision: Precision = "fp32"
-    runtime: Literal["auto"] | RuntimeName = "auto"
+    runtime: Literal["auto", RuntimeName] = "auto"
     batch: Annotated[BatchProfile | None, BeforeValidator(_parse_profile)] = None
     calibration: Path | None = None
     calibration_images: PositiveInt = 512
-    compute_capability: Annotated[str, BeforeValidator(_parse_capability), Field(pattern=r"^\d+\.\d$")] | None = None
+    compute_capability: Annotated[str, BeforeValidator(_parse_capability)] | None = None
     preprocessor: Path | None = None
     labels: Path | None = None
-    lanes: PositiveInt = 2
-    workspace_gib: PositiveFloat | None = None
+    lanes: Annotated[int, Field(gt=0, le=64)] = 2
+    workspace_gib: Annotated[float, Field(gt=0, le=1024)] | None = None
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
-    aux_streams: NonNegativeInt | None = None
+    aux_streams: Annotated[int, Field(ge=0, le=128)] | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
     cache: Path | None = None

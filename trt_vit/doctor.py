@@ -41,6 +41,8 @@ class Finding:
 def examine() -> dict[str, Any]:
     """Return what the machine has, and the findings, as one JSON-ready document."""
     packages = {name: installed_version(name) for name in (*CORE, *EXPORT, *ACCELERATORS)}
+    if packages["tensorrt"] is None:
+        packages["tensorrt"] = _tensorrt_version()
     return {
         "trt_vit": __version__,
         "python": platform.python_version(),
@@ -71,6 +73,12 @@ def tensorrt_family() -> dict[str, str | None]:
     if found[0] == "tensorrt" and not driver.gpus():
         reasons[1] = "this machine has no GPU: it can neither build nor run"
     return {"family": found[0], "version": load_family(found[0]).version, "why": "; ".join(reasons)}
+
+
+def _tensorrt_version() -> str | None:
+    """Return the version of TensorRT where it was installed under another name, tensorrt-cu12 say."""
+    found = module_name("tensorrt") is not None and registry.failure("tensorrt") is None
+    return load_family("tensorrt").version if found else None
 
 
 def findings(packages: Mapping[str, str | None]) -> list[Finding]:

@@ -23,7 +23,7 @@ def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""
     *phases, line = captured.err.splitlines()
-    assert set(phases) <= {"exporting to ONNX"}
+    assert set(phases) <= {"reading the model"}
     assert line.startswith("error: ")
     assert line.endswith(")")
     assert "Traceback" not in line

@@ -117,14 +117,14 @@ def test_a_gpu_without_such_numbers_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: Gpu, precision: str, first: str
 ) -> None:
     with_gpu(monkeypatch, gpu)
-    message = f"compute capability {gpu.compute_capability} does not multiply {precision} numbers"
+    message = f"{precision} is not for GPUs of compute capability {gpu.compute_capability}"
     hint = refused(UsageError, message, runtime="tensorrt", precision=precision, calibration=tmp_path)
     assert first in hint
 
 
 @pytest.mark.parametrize(("capability", "precision"), [("7.5", "fp8"), ("7.5", "bf16")])
 def test_a_named_capability_without_such_numbers_is_refused(tmp_path: Path, capability: str, precision: str) -> None:
-    message = f"compute capability {capability} does not multiply {precision} numbers"
+    message = f"{precision} is not for GPUs of compute capability {capability}"
     settings = {"precision": precision, "compute_capability": capability, "calibration": tmp_path}
     refused(UsageError, message, runtime="tensorrt-rtx", **settings)
 
@@ -212,3 +212,10 @@ def test_the_command_line_refuses_on_one_line(
     assert line.startswith("error: ")
     assert part in line
     assert not output.exists()
+
+
+@pytest.mark.usefixtures("rtx")
+def test_auto_builds_for_tensorrt_what_nothing_here_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "gpus", list)
+    assert order(precision="fp16").runtime == "tensorrt-rtx"
+    assert order(precision="fp32").runtime == "openvino"

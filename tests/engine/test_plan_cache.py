@@ -136,3 +136,27 @@ def test_the_key_is_of_the_graph_its_weights_and_the_facts(tmp_path: Path) -> No
     assert len(set(keys)) == 5
     assert key_of(onnx, dict(reversed(facts.items()))) == keys[-1]
     assert all(len(key) == 64 for key in keys)
+
+
+def test_nothing_is_taken_from_where_others_can_write(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    cache.put("key", plan())
+    assert cache.get("key") == plan()
+    cache.directory.chmod(0o777)
+    assert cache.get("key") is None
+    cache.directory.chmod(0o700)
+    (cache.directory / "key").chmod(0o775)
+    assert cache.get("key") is None
+    (cache.directory / "key").chmod(0o700)
+    (cache.directory / "link").symlink_to(cache.directory / "key")
+    assert cache.get("link") is None
+    assert cache.get("key") == plan()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    (tmp_path / ".old.partial").mkdir()
+    (tmp_path / ".new.partial").mkdir()
+    os.utime(tmp_path / ".old.partial", (0, 0))
+    cache.put("key", plan())
+    assert {path.name for path in tmp_path.iterdir()} == {"key", ".new.partial"}

@@ -128,7 +128,7 @@ def test_quantized_biases_become_numbers_again(export: Export, pixels: NDArray[n
     head.input[2] = "bias"
     onnx.save(model, tmp_path / "biased.onnx")
     came = replace(export, path=tmp_path / "biased.onnx", quantized=True)
-    prepared = prepare(came, "int8", tmp_path / "p.onnx", calibration=[])
+    prepared = prepare(came, "fp32", tmp_path / "p.onnx", calibration=[])
     assert "DequantizeLinear" not in {node.op_type for node in onnx.load(prepared.path).graph.node}
     assert T.INT32 not in types(prepared.path)
     np.testing.assert_allclose(infer(prepared.path, pixels), infer(came.path, pixels), rtol=1e-6)
@@ -162,6 +162,20 @@ def test_an_operator_of_someone_elses_is_named(export: Export, pixels: NDArray[n
     model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
     onnx.save(model, tmp_path / "m.onnx")
     odd = replace(export, path=tmp_path / "m.onnx", source="m.onnx")
-    with pytest.raises(EngineError, match=r"the ranges of m\.onnx cannot be measured: .*Frobnicate") as caught:
+    with pytest.raises(
+        EngineError, match=r"m\.onnx: node frob is a my\.ops:Frobnicate, which TensorRT does not know"
+    ) as caught:
         prepare(odd, "int8", tmp_path / "p.onnx", calibration=[pixels])
     assert "standard operators" in caught.value.hint
+
+
+def test_nodes_get_plain_names_of_their_own(export: Export, tmp_path: Path) -> None:
+    model = onnx.load(export.path)
+    for node in model.graph.node:
+        node.name = f"/layers[0]\n{node.op_type}"
+    onnx.save(model, tmp_path / "m.onnx")
+    prepared = prepare(replace(export, path=tmp_path / "m.onnx"), "fp32", tmp_path / "p.onnx", calibration=[])
+    names = [node.name for node in onnx.load(prepared.path).graph.node]
+    assert len(set(names)) == len(names)
+    assert all("[" not in name and "\n" not in name for name in names)
+    assert set(prepared.macs) <= set(names)

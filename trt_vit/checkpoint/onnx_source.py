@@ -98,7 +98,12 @@ def _load(path: Path) -> onnx.ModelProto:
 
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(path)
+        try:
+            onnx.checker.check_model(path)
+        except onnx.checker.ValidationError as error:
+            if "topologically sorted" not in str(error):
+                raise
+            model = _sorted(model)  # some converters leave nodes before what they read
     except DecodeError as error:
         raise CheckpointError(
             f"{path}: not an ONNX file, or a truncated one", hint="export or download it again"
@@ -109,11 +114,29 @@ def _load(path: Path) -> onnx.ModelProto:
             f"{path}: not a valid ONNX model: {reason}",
             hint="export it again; external weights must lie beside the file",
         ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: {' '.join(str(error).split())}",
+            hint="its external weights are incomplete: export or download them again",
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error.strerror}", hint="pass a readable file with its external weights beside it"
         ) from error
     return model
+
+
+def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put every node after what it reads, and check what the checker has not come to."""
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import TopologicalSortPass
+
+    in_order = ir.from_proto(model)
+    TopologicalSortPass()(in_order)
+    proto: onnx.ModelProto = ir.to_proto(in_order)
+    onnx.checker.check_model(proto)
+    return proto
 
 
 def _image_input(model: onnx.ModelProto, where: str) -> tuple[str, int | None, tuple[int, int]]:

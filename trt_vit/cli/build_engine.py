@@ -35,9 +35,7 @@ def build_engine(
     ] = None,
     compute_capability: Annotated[
         str | None,
-        typer.Option(
-            metavar="M.N", help="GPU to build for without having it (tensorrt-rtx).", show_default="the GPU's"
-        ),
+        typer.Option(metavar="M.N", help="GPU generation to build for (tensorrt-rtx).", show_default="8.0 and later"),
     ] = None,
     revision: Revision = None,
     preprocessor: Preprocessor = None,
@@ -47,7 +45,7 @@ def build_engine(
 ) -> None:
     """Build an engine and leave it as a bundle.
 
-    The engine is compared with the fp32 model before it is left.
+    Before it is left, the engine is compared with the fp32 model, or the graph it was built from where there is no GPU.
     """
     from trt_vit.cli.console import print_document
     from trt_vit.config import BuildSettings, resolve_source

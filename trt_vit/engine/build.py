@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.order import QUANTIZED, take_order, uncalibrated
 from trt_vit.engine.record import manifest, model_record, quantization_record
 from trt_vit.engine.verify import Built, generated_images, verify_engine
-from trt_vit.errors import UsageError
+from trt_vit.errors import ArtifactError, EngineError, UsageError
 from trt_vit.runtime.protocol import EngineFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
@@ -54,8 +57,9 @@ def build(settings: BuildSettings, progress: BuildProgress) -> bundles.Bundle:
     """
     order = take_order(settings)
     bundles.refuse_foreign(order.path)
+    calibration = _calibration(order, progress)
     with tempfile.TemporaryDirectory(prefix="trt-vit-") as scratch:
-        progress.phase("exporting to ONNX")
+        progress.phase("reading the model")
         export = to_onnx(
             settings.source,
             Path(scratch, "model.onnx"),
@@ -64,24 +68,40 @@ def build(settings: BuildSettings, progress: BuildProgress) -> bundles.Bundle:
             labels=settings.labels,
         )
         batch = _batch_profile(settings.batch, export)
-        calibration = _calibration(order, export, progress)
+        _refuse_other_quantization(order, export, calibration)
+        if export.quantized and calibration is not None:
+            progress.phase("warning: calibration images mean nothing for a graph that came quantized")
+            calibration = None
         with bundles.new_bundle(order.path) as work:
             engine = EngineFiles(
                 work, order.precision, model_record(export), batch, lambda name: (work / name).read_bytes()
             )
             images = _compared_images(export, calibration)
             placements: tuple[Placement, ...] = ()
-            if order.tensorrt is None:
-                built = _build_for_cpu(order, export, engine, images, progress)
-            else:
-                built, placements = _build_tensorrt(
-                    order, order.tensorrt, export, engine, images=images, calibration=calibration, progress=progress
-                )
+            with _nothing_is_an_artifact_yet(export):
+                if order.tensorrt is None:
+                    built = _build_for_cpu(order, export, engine, images, progress)
+                else:
+                    built, placements = _build_tensorrt(
+                        order, order.tensorrt, export, engine, images=images, calibration=calibration, progress=progress
+                    )
             quantization = quantization_record(order, calibration, placements)
             _write_surroundings(work, export)
             facts = manifest(work, order, export, batch, built=built, quantization=quantization)
             bundles.write_manifest(work, facts)
     return bundles.Bundle.open(order.path)
+
+
+@contextmanager
+def _nothing_is_an_artifact_yet(export: Export) -> Iterator[None]:
+    """Raise what a library cannot load as a failed build: a runtime takes whatever it is given for a bundle's."""
+    try:
+        yield
+    except ArtifactError as error:
+        message = f"{export.source}: {error.message}"
+        raise EngineError(
+            message, hint="export the model with standard operators; trt-vit doctor tells more"
+        ) from error
 
 
 def _batch_profile(asked: BatchProfile | None, export: Export) -> BatchProfile:
@@ -95,16 +115,16 @@ def _batch_profile(asked: BatchProfile | None, export: Export) -> BatchProfile:
     return fixed
 
 
-def _calibration(order: Order, export: Export, progress: BuildProgress) -> CalibrationSet | None:
-    """Choose the calibration images of an INT8 or FP8 build; None where nothing is to be calibrated."""
+def _calibration(order: Order, progress: BuildProgress) -> CalibrationSet | None:
+    """Choose the calibration images of an INT8 or FP8 build; None where none are named or nothing is calibrated."""
+    settings = order.settings
+    if settings.calibration is None:
+        return None
+    if order.precision not in QUANTIZED:
+        progress.phase(f"warning: calibration images mean nothing for {order.precision}")
+        return None
     from trt_vit.quantize.calibration import choose_images  # noqa: PLC0415 - the decoders, which few builds need
 
-    _refuse_other_quantization(order, export)
-    settings = order.settings
-    if order.precision not in QUANTIZED or export.quantized:
-        return None
-    if settings.calibration is None:
-        raise uncalibrated(order.precision)
     progress.phase("choosing calibration images")
     chosen = choose_images(settings.calibration, settings.calibration_images)
     if chosen.unreadable:
@@ -114,13 +134,16 @@ def _calibration(order: Order, export: Export, progress: BuildProgress) -> Calib
     return chosen
 
 
-def _refuse_other_quantization(order: Order, export: Export) -> None:
+def _refuse_other_quantization(order: Order, export: Export, calibration: CalibrationSet | None) -> None:
+    """Refuse a graph that came quantized where that is not what is to be built, and one that did not without images."""
     if export.quantized and order.tensorrt is None:
         message = f"{export.source} is quantized already, and {order.runtime} engines are built from fp32 graphs"
         raise UsageError(message, hint="pass the model from before its quantization, or --runtime tensorrt-rtx")
     if export.quantized and order.precision not in QUANTIZED:
         message = f"{export.source} holds Q/DQ nodes: it is no {order.precision} graph"
         raise UsageError(message, hint="build it with --precision int8 (or fp8), or pass the model from before")
+    if order.precision in QUANTIZED and not export.quantized and calibration is None:
+        raise uncalibrated(order.precision)
 
 
 def _compared_images(export: Export, calibration: CalibrationSet | None) -> NDArray[np.float32]:

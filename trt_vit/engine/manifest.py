@@ -35,6 +35,9 @@ PlainName = Annotated[str, AfterValidator(_plain_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+BatchSize = Annotated[int, Field(gt=0, le=2**16)]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,14 +45,14 @@ class _Record(BaseModel):
 class BatchProfile(_Record):
     """Batch sizes an engine is built for: the smallest, the one it is tuned for, and the largest."""
 
-    min: PositiveInt
-    opt: PositiveInt
-    max: PositiveInt
+    min: BatchSize
+    opt: BatchSize
+    max: BatchSize
 
     @model_validator(mode="after")
     def _ascending(self) -> BatchProfile:
         if not self.min <= self.opt <= self.max:
-            raise ValueError(f"batch sizes must ascend, got {self}")
+            raise ValueError("batch sizes must ascend")
         return self
 
     def __str__(self) -> str:

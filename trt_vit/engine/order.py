@@ -12,7 +12,14 @@ from trt_vit.engine.manifest import Precision, RuntimeName, TargetRecord
 from trt_vit.engine.plan import refuse_unbuildable
 from trt_vit.errors import UsageError
 from trt_vit.runtime import registry
-from trt_vit.runtime.tensorrt_family import FAMILIES, Family, load_family, refuse_unknown_capability
+from trt_vit.runtime.tensorrt_family import (
+    FAMILIES,
+    OLDEST_PORTABLE,
+    Family,
+    load_family,
+    module_name,
+    refuse_unknown_capability,
+)
 
 if TYPE_CHECKING:
     from trt_vit.config import BuildSettings
@@ -31,8 +38,6 @@ _PRECISIONS: dict[RuntimeName, tuple[Precision, ...]] = {
 }
 _FIRST_CAPABILITY: dict[Precision, tuple[float, str]] = {"bf16": (8.0, "Ampere"), "fp8": (8.9, "Ada")}
 """The compute capability from which on a GPU multiplies such numbers, and its generation's name."""
-_OLDEST_PORTABLE = "8.0"
-"""What a plan of TensorRT for RTX has to run on that is for no GPU generation in particular."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ def take_order(settings: BuildSettings) -> Order:
         UsageError: The settings ask for something that the runtime or the GPU does not have.
         EnvironmentFault: The runtime, or the GPU that it needs, is missing.
     """
-    runtime = registry.choose() if settings.runtime == "auto" else settings.runtime
     precision = settings.precision
+    runtime = _runtime_for(precision) if settings.runtime == "auto" else settings.runtime
     if precision not in _PRECISIONS[runtime]:
         message = f"{runtime} engines are built in {' or '.join(_PRECISIONS[runtime])}, not in {precision}"
         raise UsageError(message, hint="choose another --precision, or --runtime tensorrt-rtx")
@@ -82,6 +87,18 @@ def take_order(settings: BuildSettings) -> Order:
         message = f"--compute-capability means nothing for {runtime}"
         raise UsageError(message, hint="leave it out, or build with --runtime tensorrt-rtx")
     return Order(settings, runtime, precision, None, path)
+
+
+def _runtime_for(precision: Precision) -> RuntimeName:
+    """Return what ``auto`` means: the best runtime of this machine, or one that builds without running here.
+
+    Raises:
+        EnvironmentFault: No runtime is usable.
+    """
+    best = registry.choose()
+    if precision not in _PRECISIONS[best] and module_name("tensorrt-rtx") is not None:
+        return "tensorrt-rtx"
+    return best
 
 
 def default_path(source: str, precision: Precision, runtime: RuntimeName) -> Path:
@@ -124,10 +141,12 @@ def _tensorrt_order(settings: BuildSettings, family: Family) -> TensorRtOrder:
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible,
     )
-    capability = target.compute_capability or (gpu.compute_capability if gpu is not None else _OLDEST_PORTABLE)
+    capability = target.compute_capability or (gpu.compute_capability if gpu is not None else OLDEST_PORTABLE)
     first, generation = _FIRST_CAPABILITY.get(settings.precision, (0.0, ""))
     if float(capability) < first:
-        message = f"a GPU of compute capability {capability} does not multiply {settings.precision} numbers"
+        message = f"{settings.precision} is not for GPUs of compute capability {capability}"
+        if target.compute_capability is None and gpu is None:
+            message = f"{settings.precision} is not for every GPU from Ampere (8.0) on, which is what is built for"
         hint = f"that needs {generation} ({first}) or later, --compute-capability names it; or build in fp16 or int8"
         raise UsageError(message, hint=hint)
     return TensorRtOrder(family, target)

@@ -1,8 +1,8 @@
 """ONNX to a TensorRT plan, in TensorRT 10 and 11 and TensorRT for RTX alike.
 
-Precision lives in the graph (networks are strongly typed), so a build here only chooses kernels. Of each of the lanes
-that will run side by side the plan gets an optimization profile of its own: contexts may not share one while its shapes
-are dynamic.
+Precision lives in the graph (networks are strongly typed), so a build here only chooses kernels. For each of the lanes
+that will run side by side the plan gets an optimization profile of its own, as every version allows. Since TensorRT 10
+contexts may share one, which a run with more lanes than that relies on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from trt_vit.runtime.tensorrt_family import Family, Log
 
 _ELSEWHERE = "--runtime tensorrt-rtx builds without a GPU"
+_EXPORT_LIKE_THIS = "export the model with standard operators"
+_QUANTIZE_LIKE_THIS = "quantize to signed 8 bits with zero points of 0, and nothing but MatMul, Gemm and Conv"
 _GIB = 2**30
 
 
@@ -93,11 +95,20 @@ def build_plan(
     if data is None:
         raise EngineError(
             f"{family.title} cannot build the engine: {last_error(log, 'it gives no reason')}",
-            hint="try a smaller --batch or a larger workspace_gib; inspect the graph with trt-vit export",
+            hint=_build_hint(log),
         )
     if timing_cache is not None:
         timing_cache.take(job.config)
     return Plan(data, first_profile(layers_from_log(log.notes), target.lanes), weights_bytes_from_log(log.notes))
+
+
+def _build_hint(log: Log) -> str:
+    said = " ".join(log.errors).lower()
+    if "memory" in said or "workspace" in said:
+        return "try a smaller --batch, or a larger workspace_gib"
+    if "quantiz" in said or "zero point" in said:
+        return _QUANTIZE_LIKE_THIS
+    return "try fp16, another --compute-capability or another version of TensorRT"
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ def _parse(family: Family, log: Log, onnx: Path) -> _Job:
     if not parser.parse_from_file(str(onnx)):
         raise EngineError(
             f"{family.title} cannot read the graph: {_parser_error(parser, log)}",
-            hint="export the model with standard operators, or build for --runtime openvino",
+            hint=_QUANTIZE_LIKE_THIS if "zero point" in " ".join(log.errors).lower() else _EXPORT_LIKE_THIS,
         )
     return _Job(builder, network, parser, builder.create_builder_config())
 
@@ -142,6 +153,7 @@ def _configure(family: Family, job: _Job, *, batch: BatchProfile, target: Target
     else:
         trt = family.bindings
     config = job.config
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 keeps 10 bits of a mantissa's 23
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the list of layers is what the checks are made on
     if target.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, round(target.workspace_gib * _GIB))
@@ -169,11 +181,22 @@ def _configure(family: Family, job: _Job, *, batch: BatchProfile, target: Target
 def _build(job: _Job, monitor: _Monitor) -> bytes | None:
     """Build in a thread of its own, so that an interrupt reaches this one at once; it stops the build and waits."""
     job.config.progress_monitor = monitor.watcher
+    may_begin = threading.Event()
+
+    def build() -> trt.IHostMemory | None:
+        may_begin.wait()
+        if monitor.cancelled.is_set():
+            return None
+        return job.builder.build_serialized_network(job.network, job.config)
+
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as thread:
         try:
-            plan = thread.submit(job.builder.build_serialized_network, job.network, job.config).result()
+            building = thread.submit(build)
+            may_begin.set()  # not before: a thread that is interrupted while it is started is not waited for
+            plan = building.result()
         finally:
             monitor.cancelled.set()  # nothing is left to stop, unless waiting was interrupted
+            may_begin.set()
     return None if plan is None else bytes(plan)
 
 

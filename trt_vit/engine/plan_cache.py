@@ -1,7 +1,7 @@
 """Built plans, kept: the same graph, settings, versions and GPU never build twice.
 
-A plan is native code. What is taken from here, the list of its layers included, is compared with the digest that was
-stored beside it, and the directory is made for its owner alone.
+A plan is native code, and the digest beside it shows damage, not who wrote it: nothing is taken from a directory that
+others can write to.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_vit.caches import make_private, only_ours
 from trt_vit.engine.layers import EngineLayer
 from trt_vit.engine.plan import Plan
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 16 * 2**30
 """Plans above this, the longest unused first, are removed when another is stored."""
 
+_ABANDONED_SECONDS = 24 * 3600
+"""Age of what a process that was killed has left half-written."""
 _PLAN = "engine.plan"
 _FACTS = "plan.json"
 
@@ -54,9 +58,11 @@ class PlanCache:
     directory: Path
 
     def get(self, key: str) -> Plan | None:
-        """Return the plan that was stored under ``key``; None if there is none, or one that was damaged or changed."""
+        """Return the plan that was stored under ``key``; None if there is none, or one that is damaged or not ours."""
         entry = self.directory / key
         try:
+            if not (only_ours(self.directory) and only_ours(entry)):
+                return None
             facts = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
             data = (entry / _PLAN).read_bytes()
             layers = [
@@ -79,11 +85,11 @@ class PlanCache:
             "layers": [asdict(layer) for layer in plan.layers],
         }
         try:
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self.directory)
             self._make_room(len(plan.data))
             with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=self.directory) as scratch:
                 work = Path(scratch, key)
-                work.mkdir()
+                work.mkdir(mode=0o700)
                 (work / _PLAN).write_bytes(plan.data)
                 (work / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
                 shutil.rmtree(self.directory / key, ignore_errors=True)
@@ -92,6 +98,9 @@ class PlanCache:
             return
 
     def _make_room(self, wanted: int) -> None:
+        for entry in self.directory.glob(".*.partial"):
+            if entry.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)
         entries = [entry for entry in self.directory.iterdir() if (entry / _FACTS).is_file()]
         sizes = {entry: _size(entry) for entry in entries}
         total = sum(sizes.values()) + wanted

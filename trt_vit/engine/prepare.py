@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES
-from trt_vit.errors import ArtifactError, EngineError
+from trt_vit.errors import EngineError, OutputError
 from trt_vit.graph.attentions import count_attentions
 from trt_vit.graph.edit import constant, initializer
 from trt_vit.graph.rewrite import OPSET, rewrite
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from trt_vit.engine.manifest import Precision
     from trt_vit.quantize.qdq import Placement
 
+_STANDARD = frozenset({"", "ai.onnx"})
+_TENSORRT = frozenset({"trt", "trt.plugins"})
+"""Domains of the operators that TensorRT reads beside ONNX's, and that tools of NVIDIA's write."""
 _OPSETS: dict[Precision, int] = {"bf16": 22}
 """Operator sets other than the usual one: Conv takes bf16 from 22 on."""
 
@@ -76,20 +81,28 @@ def prepare(
         ExportError: The graph cannot be brought to the operator set that the precision needs.
     """
     model = ir.load(export.path)
-    TopologicalSortPass()(model)  # converters of others leave nodes before what they read
+    _refuse_unknown_operators(model, export)
     placements: tuple[Placement, ...] = ()
     if not export.quantized:
         model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
+        _name_plainly(model)
         if precision in ("int8", "fp8"):
-            placements = tuple(quantize(model, _ranges(model, calibration, export), precision))
+            placements = tuple(quantize(model, activation_ranges(model, calibration), precision))
         if precision != "fp32":
             exact = model.clone()  # weights shared
             casting.cast(model, "bf16" if precision == "bf16" else "fp16")
             if probe is not None and precision != "bf16":
                 refuse_overflow(exact, model, probe, batch=export.batch)
     else:
+        _name_plainly(model)
         _dequantize_biases(model)
     layers = linear_layers(model)
+    numbers = {layer.number for layer in layers}
+    if export.quantized and layers and precision not in numbers:
+        message = (
+            f"no linear layer of {export.source} is quantized to {precision}: they are {', '.join(sorted(numbers))}"
+        )
+        raise EngineError(message, hint="build with the --precision that the graph has")
     if not layers:
         message = f"{export.source} has no linear layer with a constant weight"
         raise EngineError(message, hint="export the model again, with its weights inside the graph")
@@ -98,16 +111,38 @@ def prepare(
     )
     model.metadata_props.clear()
     external = f"{output.name}.data" if weights > MAX_EMBEDDED_BYTES else None
-    ir.save(model, output, external_data=external)
+    try:
+        ir.save(model, output, external_data=external)
+    except OSError as error:
+        message = f"cannot write the graph to {output.parent}: {error.strerror or error}"
+        raise OutputError(message, hint="make room there, or name another directory with TMPDIR") from error
     return Prepared(output, count_attentions(model), {layer.name: layer.macs for layer in layers}, placements)
 
 
-def _ranges(model: ir.Model, calibration: Iterable[NDArray[np.float32]], export: Export) -> dict[str, float]:
-    try:
-        return activation_ranges(model, calibration)
-    except ArtifactError as error:
-        message = f"the ranges of {export.source} cannot be measured: {error.message}"
-        raise EngineError(message, hint="export the model with standard operators") from error
+def _refuse_unknown_operators(model: ir.Model, export: Export) -> None:
+    """Refuse an operator that is neither ONNX's nor TensorRT's own, while it can be named.
+
+    Raises:
+        EngineError: There is one.
+    """
+    version = model.opset_imports.get("") or model.opset_imports.get("ai.onnx") or OPSET
+    for node in model.graph:
+        standard = node.domain in _STANDARD and onnx.defs.has(node.op_type, version)
+        if not standard and node.domain not in _TENSORRT and node.op_identifier() not in model.functions:
+            kind = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+            message = (
+                f"{export.source}: node {node.name or node.outputs[0].name} is a {kind}, which TensorRT does not know"
+            )
+            raise EngineError(message, hint="export the model with standard operators")
+
+
+def _name_plainly(model: ir.Model) -> None:
+    """Give every node a name of its own, of letters that TensorRT's lists of layers leave whole."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph):
+        plain = re.sub(r"[^\w./:-]", "_", node.name or node.op_type)
+        node.name = plain if plain not in taken else f"{plain}_{index}"
+        taken.add(node.name)
 
 
 def _dequantize_biases(model: ir.Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import trt_vit
 from trt_vit.cuda import driver
 from trt_vit.engine.layers import coverage, first_profile, layers_from_inspector, summarize
 from trt_vit.engine.plan import build_plan
@@ -13,7 +14,7 @@ from trt_vit.engine.timing_cache import TimingCache
 from trt_vit.engine.verify import Built, verify_engine, verify_graph
 from trt_vit.errors import EngineError
 from trt_vit.runtime.tensorrt import ENGINE, TensorRtRuntime
-from trt_vit.runtime.tensorrt_family import compute_capabilities
+from trt_vit.runtime.tensorrt_family import OLDEST_PORTABLE, compute_capabilities
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,18 +71,22 @@ def write_engine(
     (engine.path / ENGINE).write_bytes(plan.data)
     layers = plan.layers
     verdict = None
-    if any(_runs_on(gpu, family, target) for gpu in driver.gpus()):
+    if any(_runs_on(gpu, family, target) for gpu in driver.gpus()[:1]):  # the one that a run takes
         progress.phase("comparing with the fp32 reference")
         verdict, loaded = verify_engine(family.name, engine, export, images)
         if isinstance(loaded, TensorRtRuntime):
             layers = first_profile(layers_from_inspector(loaded.layer_information()), target.lanes)
     elif export.quantized:
-        progress.phase("note: not compared with fp32: no GPU to run the engine on, and the graph came quantized")
+        progress.phase("warning: not compared with fp32: the graph came quantized, and there is no GPU for the engine")
     else:
         progress.phase("no GPU to run the engine on: comparing the graph it was built from with the fp32 reference")
         verdict = verify_graph(prepared.path, engine.precision, export, images)
+    statistics = summarize(layers, plan.weights_bytes)
+    if engine.precision != "fp32" and statistics.fused_attention < prepared.attentions:
+        fused = f"{statistics.fused_attention} of {prepared.attentions} attentions"
+        progress.phase(f"note: TensorRT has fused {fused}: the others are several kernels each")
     return Built(
-        statistics=summarize(layers, plan.weights_bytes),
+        statistics=statistics,
         attentions=prepared.attentions,
         int8_coverage=coverage(layers, prepared.macs, "int8"),
         verdict=verdict,
@@ -92,8 +97,9 @@ def _runs_on(gpu: Gpu, family: Family, target: TargetRecord) -> bool:
     """Tell whether a GPU is one that the engine is for."""
     if family.name == "tensorrt":
         return True
-    wanted = compute_capabilities(family) if target.compute_capability is None else [target.compute_capability]
-    return gpu.compute_capability in wanted
+    if target.compute_capability is not None:
+        return gpu.compute_capability == target.compute_capability
+    return gpu.compute_capability in compute_capabilities(family) and float(gpu.compute_capability) >= OLDEST_PORTABLE
 
 
 def refuse_other_precision(layers: list[EngineLayer], prepared: Prepared, precision: Precision) -> None:
@@ -119,6 +125,7 @@ def _plan(
 ) -> Plan:
     gpu = next(iter(driver.gpus()), None) if family.name == "tensorrt" else None
     facts = {
+        "trt_vit": trt_vit.__version__,
         "family": family.name,
         "version": family.version,
         "batch": str(batch),

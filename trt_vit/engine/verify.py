@@ -145,7 +145,7 @@ def _judge(
     expected: Precision,
     measured: tuple[Literal["engine", "graph"], Precision],
 ) -> Verdict:
-    session = open_session(export.path, threads=usable_cores())
+    session = open_session(export.path, threads=usable_cores(), fuse_qdq=False)
     starts = range(0, len(images), export.batch or batch)
     parts = [images[start : start + (export.batch or batch)] for start in starts]
     reference = np.concatenate([session.run(None, {export.input_name: part})[0] for part in parts])
@@ -154,5 +154,6 @@ def _judge(
     what, number = measured
     if not comparison.cosine >= least:
         message = f"the {expected} {what} disagrees with fp32: cosine {comparison.cosine:.5f}, not {least}"
-        raise EngineError(message, hint="build in fp32 and report the checkpoint, the GPU and the versions")
+        fix = "build in fp32" if expected != "fp32" else "check the weights for values that are not finite"
+        raise EngineError(message, hint=f"{fix}, and report the checkpoint, the GPU and the versions")
     return Verdict(what, number, comparison)

@@ -31,6 +31,9 @@ OLDEST = (10, 12)
 FIRST_SAFE = 11
 """TensorRT before this has known flaws that let a crafted plan or model run code."""
 
+OLDEST_PORTABLE = 8.0
+"""Oldest compute capability that a plan of TensorRT for RTX runs on which is for no GPU generation in particular."""
+
 _MODULES: dict[FamilyName, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
