@@ -297,6 +297,31 @@ def test_an_operator_of_another_domain_computes_in_float32() -> None:
     assert dtypes(node(model, "Relu", 1).inputs) == ["f16"]
 
 
+def test_arithmetic_that_ends_in_integers_stays_in_float32() -> None:
+    model = _chain(
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["whole"], ["counts"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["counts", "half"], ["m"]),
+        helper.make_node("Mul", ["x", "half"], ["n"]),
+        helper.make_node("Sub", ["m", "n"], ["d"]),
+        helper.make_node("Add", ["d", "n"], ["s"]),
+        helper.make_node("Floor", ["s"], ["floor"]),
+        helper.make_node("Cast", ["floor"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Mod", ["i", "seven"], ["rest"]),
+        helper.make_node("Cast", ["rest"], ["r"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["r", "half"], ["y"]),
+        half=np.array(0.5, np.float32),
+        seven=np.array(7),
+    )
+    x = _x([4098, 8198, 5002, 6002])  # halves beyond 2048, of which fp16 holds every other one
+    reference = evaluate(model, x)
+    cast(model, "fp16")
+    check(model)
+    assert dtypes(node(model, "Floor").inputs) == dtypes(node(model, "Mul").inputs[:1]) == ["f32"]
+    assert dtypes(node(model, "Mul", 2).inputs) == ["f16", "f16"]
+    np.testing.assert_array_equal(evaluate(model, x), reference)
+
+
 def test_control_flow_is_refused() -> None:
     branch = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["b"])], "branch", [], [helper.make_tensor_value_info("b", 1, ("batch", 4))]

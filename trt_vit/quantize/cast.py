@@ -8,6 +8,7 @@ here, tensor by tensor, and what must not lose any is kept in float32:
   Where a normalization is spelled out (means, powers, roots), these nodes and the arithmetic on them are in float32.
 - The softmax of attention. TensorRT for RTX 1.7 fuses attention with the Casts around it as it does without: ViT-B/16
   becomes 126 kernels either way, 102 with merged projections, 12 of them fused attentions (compute capability 8.9).
+- Arithmetic that ends in integers, as that of positions: fp16 counts by ones only to 2048.
 - A node one of whose weights is beyond the range of the type (fp16: 65504), or whose quantization scale would be lost.
 """
 
@@ -41,6 +42,7 @@ MOVEMENT = frozenset({
 _MASKS = frozenset({"Mul", "Where"})
 """What makes a mask of a large negative number: it must reach the scores as a number, as infinity times 0 is none."""
 _QUANTIZATION = frozenset({"DequantizeLinear", "QuantizeLinear"})
+_TO_INTEGERS = _ELEMENTWISE | MOVEMENT | {"Cast", "Ceil", "Floor", "Neg", "Round"}
 _SCALE = 1
 
 
@@ -90,6 +92,7 @@ class _Caster:
         self._weights: dict[ir.Value, ir.Value] = {}
         self._beyond_range: set[ir.Value] = set()
         self._statistics: set[ir.Value] = set()
+        self._to_integers = _nodes_to_integers(model.graph)
 
     def run(self) -> None:
         walk = [(node, [i for i, value in enumerate(node.inputs) if _is_float(value)]) for node in self._graph]
@@ -131,14 +134,15 @@ class _Caster:
     def _retarget(self, node: ir.Node) -> None:
         """Let a Cast to float32 cast to the new type, or take it out where its input has that type or will have it."""
         value, output = _input(node, 0), node.outputs[0]
+        wanted = ir.DataType.FLOAT if node in self._to_integers else self._target
         if output.is_graph_output() or output.dtype not in {ir.DataType.FLOAT, self._target}:
             return
         if _dtype(value).is_floating_point():
-            output.replace_all_uses_with(self._activation(value, self._target))
+            output.replace_all_uses_with(self._activation(value, wanted))
             self._graph.remove(node, safe=True)
         else:
-            node.attributes["to"] = ir.AttrInt64("to", self._target)
-            output.type = ir.TensorType(self._target)
+            node.attributes["to"] = ir.AttrInt64("to", wanted)
+            output.type = ir.TensorType(wanted)
 
     def _is_kept(self, node: ir.Node, floats: list[int]) -> bool:
         """Decide whether a node is to compute in float32, and remember what that means for the nodes after it."""
@@ -147,7 +151,7 @@ class _Caster:
             if node.op_type in MOVEMENT | _MASKS:
                 self._beyond_range.update(node.outputs)
             return True
-        return node.op_type == "Softmax" or self._is_of_statistics(node, values)
+        return node.op_type == "Softmax" or node in self._to_integers or self._is_of_statistics(node, values)
 
     def _is_of_statistics(self, node: ir.Node, values: list[ir.Value]) -> bool:
         """Tell whether a node computes with statistics of a normalization, and mark its outputs if they are such."""
@@ -232,6 +236,19 @@ class _Caster:
             return onnx.defs.get_schema(node.op_type, self._opset)
         except onnx.defs.SchemaError:
             return None
+
+
+def _nodes_to_integers(graph: ir.Graph) -> set[ir.Node]:
+    """Return the elementwise nodes all of whose results are cast to integers in the end."""
+    found: set[ir.Node] = set()
+    for node in reversed(graph):
+        users = [user for output in node.outputs for user in output.consumers()]
+        given_out = any(output.is_graph_output() for output in node.outputs)
+        ends = node.op_type == "Cast" and _dtype(node.outputs[0]).is_integer()
+        leads = node.op_type in _TO_INTEGERS and bool(users) and not given_out and found.issuperset(users)
+        if ends or leads:
+            found.add(node)
+    return found
 
 
 def _formal(formals: Any, index: int) -> Any:
