@@ -51,7 +51,7 @@ def fold(model: ir.Model) -> int:
     for _ in range(_MAX_ROUNDS):
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         known = infer_shapes(model)
-        count = _settle_integers(model.graph, known) + fold_constants(model) + remove_noops(model, known)
+        count = settle_integers(model.graph, known) + fold_constants(model) + remove_noops(model, known)
         IdentityEliminationPass()(model)
         RemoveUnusedNodesPass()(model)
         DeduplicateInitializersPass()(model)
@@ -63,8 +63,8 @@ def fold(model: ir.Model) -> int:
     return total
 
 
-def _settle_integers(graph: ir.Graph, known: Shapes) -> int:
-    """Replace tensors of integers that turned out to be numbers by constants."""
+def settle_integers(graph: ir.Graph, known: Shapes) -> int:
+    """Replace tensors of integers that turned out to be numbers by constants, and return how many there were."""
     count = 0
     for value, integers in list(known.integers.items()):
         node = value.producer()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from trt_vit.graph.attention_scale import scale_queries
+from trt_vit.graph.branches import take_branches
 from trt_vit.graph.fold import fold
 from trt_vit.graph.gelu import fuse_gelu
 from trt_vit.graph.layer_normalization import fuse_layer_normalization
@@ -36,11 +37,13 @@ def rewrite(model: ir.Model, *, opset: int = OPSET) -> tuple[ir.Model, dict[str,
         The rewritten graph, and how often each pass changed something, by the pass's name.
 
     Raises:
-        ExportError: The graph cannot be brought to the operator set.
+        ExportError: The graph cannot be brought to the operator set, has branches or loops that its input decides, or
+            constants that cannot be computed.
     """
     model = upgrade(model, opset)
     counts: dict[str, int] = {}
     for one_pass in (
+        take_branches,
         fold,
         fuse_layer_normalization,
         fuse_gelu,
