@@ -58,15 +58,13 @@ def _take(graph: ir.Graph, node: ir.Node, known: Shapes) -> bool:
     if condition is None or condition.size != 1:
         return False
     branch = node.attributes["then_branch" if condition.item() else "else_branch"].as_graph()
-    for value in list(branch.initializers.values()):
-        if value.const_value is not None:
-            value.replace_all_uses_with(
-                initializer(graph, value.name or "constant", value.const_value.numpy()), replace_graph_outputs=True
-            )
     results = [ir.node("Identity", [value]) for value in branch.outputs]
     nodes = list(branch)
     branch.outputs.clear()
     branch.remove(nodes)
+    for value in list(branch.initializers.values()):
+        if value.const_value is not None:
+            value.replace_all_uses_with(initializer(graph, value.name or "constant", value.const_value.numpy()))
     made = [result.outputs[0] for result in results]
     for old, new in zip(node.outputs, made, strict=True):
         new.type, new.shape = old.type, old.shape
