@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from tests.engine.conftest import BATCH
 from trt_vit.cuda import driver
 from trt_vit.cuda.driver import Gpu
+from trt_vit.engine import plan as plans
 from trt_vit.engine.manifest import BatchProfile, TargetRecord
 from trt_vit.engine.plan import build_plan, refuse_unbuildable
 from trt_vit.engine.progress import Quiet
@@ -148,38 +148,58 @@ def test_a_profile_that_a_fixed_batch_does_not_fit_is_refused(rtx: Family, vit_o
     assert "shape_call" not in {layer.kind for layer in plan.layers}
 
 
-class Interrupter(Quiet):
-    """Sends SIGINT to the main thread at the first step, and counts those that follow."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-
-    def step(self, name: str, step: int) -> None:
-        self.steps += 1
-        if self.steps == 1:
-            signal.pthread_kill(cast("int", threading.main_thread().ident), signal.SIGINT)
-            threading.Event().wait(1.0)
-
-
 class Sleeper(Quiet):
     """Counts the steps, and sleeps in the first: time for the main thread to say that the build is to stop."""
 
     def __init__(self) -> None:
         self.steps = 0
+        self.begun = threading.Event()
 
     def step(self, name: str, step: int) -> None:
         self.steps += 1
-        if self.steps == 1:
+        if not self.begun.is_set():
+            self.begun.set()
             threading.Event().wait(1.0)
 
 
-def test_an_interrupt_stops_the_build_at_its_next_step(rtx: Family, vit_onnx: Path) -> None:
-    interrupter, spy = Interrupter(), TimingCacheSpy()
+def test_an_interrupt_stops_the_build_at_its_next_step(
+    rtx: Family, vit_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper, spy = Sleeper(), TimingCacheSpy()
+
+    def interrupted(_future: object) -> None:  # a signal would hit the test runner if it came late
+        sleeper.begun.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build(rtx, vit_onnx, interrupter, spy)
-    assert interrupter.steps <= 3
+        build(rtx, vit_onnx, sleeper, spy)
+    assert sleeper.steps <= 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorrt-build")]
     assert spy.calls == ["give"]
+
+
+def test_more_interrupts_do_not_end_the_wait(
+    rtx: Family, vit_onnx: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper, waits = Sleeper(), list[bool]()
+
+    def interrupted(futures: list[Future[object]]) -> None:
+        waits.append(futures[0].done())
+        if len(waits) < 3:
+            raise KeyboardInterrupt
+        Future.exception(futures[0])
+
+    def once(_future: object) -> None:
+        sleeper.begun.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", once)
+    monkeypatch.setattr(plans, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(rtx, vit_onnx, sleeper)
+    assert waits == [False, False, False]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensorrt-build")]
 
 
 def test_an_interrupt_as_the_build_begins_stops_it_too(

@@ -8,7 +8,8 @@ contexts may share one, which a run with more lanes than that relies on.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -179,7 +180,11 @@ def _configure(family: Family, job: _Job, *, batch: BatchProfile, target: Target
 
 
 def _build(job: _Job, monitor: _Monitor) -> bytes | None:
-    """Build in a thread of its own, so that an interrupt reaches this one at once; it stops the build and waits."""
+    """Build in a thread of its own, so that an interrupt reaches this one at once; it stops the build and waits.
+
+    The wait is for as long as the step under way takes, and no further interrupt ends it: TensorRT would go on working
+    on objects that are gone.
+    """
     job.config.progress_monitor = monitor.watcher
     may_begin = threading.Event()
 
@@ -190,6 +195,7 @@ def _build(job: _Job, monitor: _Monitor) -> bytes | None:
         return job.builder.build_serialized_network(job.network, job.config)
 
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as thread:
+        building = None
         try:
             building = thread.submit(build)
             may_begin.set()  # not before: a thread that is interrupted while it is started is not waited for
@@ -197,6 +203,9 @@ def _build(job: _Job, monitor: _Monitor) -> bytes | None:
         finally:
             monitor.cancelled.set()  # nothing is left to stop, unless waiting was interrupted
             may_begin.set()
+            while building is not None and not building.done():
+                with suppress(KeyboardInterrupt):
+                    wait([building])
     return None if plan is None else bytes(plan)
 
 
