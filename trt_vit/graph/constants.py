@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from trt_vit.errors import ArtifactError, ExportError
 from trt_vit.graph.edit import initializer
-from trt_vit.runtime.onnxruntime import open_session
+from trt_vit.runtime.onnxruntime import failures_as, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -124,14 +124,10 @@ def _computed(
     message = "constants of the graph cannot be computed"
     try:
         session = open_session(ir.to_proto(ir.Model(graph, ir_version=_IR_VERSION)).SerializeToString(), threads=1)
-        computed: list[NDArray[np.generic]] = session.run(None, feeds)
+        with failures_as(ExportError, message, _HINT):  # the reason names the node
+            computed: list[NDArray[np.generic]] = session.run(None, feeds)
     except ArtifactError as error:
         raise ExportError(f"{message}: {error.message}", hint=_HINT) from error
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime."):  # its exceptions share nothing else
-            raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)  # names the node
-        raise ExportError(f"{message}: {reason}", hint=_HINT) from error
     return computed
 
 

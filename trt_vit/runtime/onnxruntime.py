@@ -84,7 +84,7 @@ class OnnxRuntimeLane:
         """Run one batch; see ``Lane.infer``."""
         full = pixels if self._batch is None else self._batch.fill(pixels)
         hint = "try a smaller --batch-size or fewer --lanes"
-        with _failures_as(EnvironmentFault, f"ONNX Runtime failed on a batch of {len(pixels)}", hint):
+        with failures_as(EnvironmentFault, f"ONNX Runtime failed on a batch of {len(pixels)}", hint):
             (logits,) = self._session.run(None, {self._input_name: full})
         return np.asarray(logits[: len(pixels)], dtype=np.float32)
 
@@ -113,7 +113,7 @@ def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None =
         options.optimized_model_filepath = str(optimized)
     source = engine if isinstance(engine, bytes) else str(engine)
     hint = "build the bundle again with this version of ONNX Runtime"
-    with _failures_as(ArtifactError, "ONNX Runtime cannot load the model", hint):
+    with failures_as(ArtifactError, "ONNX Runtime cannot load the model", hint):
         return onnxruntime.InferenceSession(source, options, providers=providers())
 
 
@@ -141,7 +141,7 @@ def _import_onnxruntime() -> Any:
 
 
 @contextmanager
-def _failures_as(kind: type[TrtVitError], message: str, hint: str) -> Iterator[None]:
+def failures_as(kind: type[TrtVitError], message: str, hint: str) -> Iterator[None]:
     """Raise ONNX Runtime's exceptions as ours. They share no base class, only the module that they come from."""
     try:
         yield
