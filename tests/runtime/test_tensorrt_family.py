@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.fake_tensorrt import FakeLogger
 from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.runtime import tensorrt_family
 from trt_vit.runtime.tensorrt_family import (
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES: list[FamilyName] = ["tensorrt", "tensorrt-rtx"]
-
-
-class FakeLogger:
-    class Severity(IntEnum):
-        INTERNAL_ERROR = 0
-        ERROR = 1
-        WARNING = 2
-        INFO = 3
-        VERBOSE = 4
 
 
 class ComputeCapability(IntEnum):
