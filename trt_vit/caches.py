@@ -2,10 +2,101 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import stat
 import tempfile
+import time
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ABANDONED_SECONDS = 24 * 3600
+"""Age of what a process that was killed has left half-written."""
+_MARK = ".stored"
+"""A file that every entry has: what lies beside the entries is none of ours."""
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+"""What reading a file can raise that is not what was stored."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class FileCache:
+    """Files by key, each key's in a directory of its own.
+
+    Attributes:
+        directory: Where they lie; made when something is stored.
+        limit_bytes: Bytes above which the longest unused are removed when something is stored.
+    """
+
+    directory: Path
+    limit_bytes: int
+
+    def get(self, key: str, load: Callable[[Path], _T | None]) -> _T | None:
+        """Return what ``load`` makes of the files stored under ``key``.
+
+        None if there are none, or if they are damaged, or where others than this user could have written them.
+        """
+        entry = self.directory / key
+        try:
+            if not (only_ours(self.directory) and only_ours(entry)):
+                return None
+            found = load(entry)
+        except _DAMAGED:
+            return None
+        with suppress(OSError):  # another user's cache is read all the same
+            os.utime(entry)
+        return found
+
+    def put(self, key: str, save: Callable[[Path], None]) -> None:
+        """Store the files that ``save`` writes to a directory, whole or not at all.
+
+        A full or read-only disk is no error: they are made again then.
+        """
+        try:
+            make_private(self.directory)
+            with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=self.directory) as scratch:
+                work = Path(scratch, key)
+                work.mkdir(mode=0o700)
+                save(work)
+                (work / _MARK).touch()
+                self._make_room(_size(work))
+                shutil.rmtree(self.directory / key, ignore_errors=True)
+                work.rename(self.directory / key)
+        except OSError:
+            return
+
+    def _make_room(self, wanted: int) -> None:
+        for entry in self.directory.glob(".*.partial"):
+            if entry.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)
+        entries = [entry for entry in self.directory.iterdir() if (entry / _MARK).is_file()]
+        sizes = {entry: _size(entry) for entry in entries}
+        total = sum(sizes.values()) + wanted
+        for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
+            if total <= self.limit_bytes:
+                return
+            shutil.rmtree(entry, ignore_errors=True)
+            total -= sizes[entry]
+
+
+def _size(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.iterdir())
+
+
+def digest_of(model: Path) -> str:
+    """Return the SHA-256 of an ONNX file and of the external weights beside it."""
+    digest = hashlib.sha256()
+    for file in sorted(model.parent.glob(f"{model.name}*")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def cache_directory() -> Path:

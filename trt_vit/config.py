@@ -27,7 +27,7 @@ from pydantic import (
     field_validator,
 )
 
-from trt_vit.engine.manifest import BatchProfile, Precision, RuntimeName
+from trt_vit.engine.manifest import BatchProfile, Precision, RangeMethod, RuntimeName
 from trt_vit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ class BuildSettings(Settings):
         batch: Batch sizes the engine is for: smallest, usual, largest. 1,8,32 where it is not given.
         calibration: Directory of images that the ranges of an INT8 or FP8 engine are measured on.
         calibration_images: How many of them are used, the same share of each of its folders.
+        min_agreement: How often an INT8 or FP8 engine is to have the same top-1 as fp32, 0 to 1, on calibration images
+            that are held back for that; layers stay in floating point until it has. 0 quantizes whatever can be.
+        ranges: Where the range of a tensor ends: ``error`` (of the layers that read it), ``max``, ``percentile``,
+            ``entropy`` or ``mse``.
+        quantize_attention: Whether TensorRT's INT8 engines compute attention in INT8 too, where accuracy allows.
         compute_capability: GPU generation that TensorRT for RTX builds for, as ``8.9``; every one from Ampere on where
             it is not given. No GPU is needed either way.
         preprocessor: A preprocessor_config.json to use in place of the checkpoint's own.
@@ -119,6 +124,9 @@ class BuildSettings(Settings):
     batch: Annotated[BatchProfile | None, BeforeValidator(_parse_profile)] = None
     calibration: Path | None = None
     calibration_images: PositiveInt = 512
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
+    ranges: RangeMethod = "error"
+    quantize_attention: bool = False
     compute_capability: Annotated[str, BeforeValidator(_parse_capability)] | None = None
     preprocessor: Path | None = None
     labels: Path | None = None

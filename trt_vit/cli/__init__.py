@@ -11,6 +11,7 @@ import typer
 from trt_vit import __version__
 from trt_vit.cli.build_engine import build_engine
 from trt_vit.cli.classify import classify
+from trt_vit.cli.compare import compare
 from trt_vit.cli.doctor import doctor
 from trt_vit.cli.export import export
 from trt_vit.cli.inspect import inspect
@@ -30,6 +31,7 @@ app.command()(doctor)
 app.command()(export)
 app.command("build-engine")(build_engine)
 app.command()(classify)
+app.command()(compare)
 app.command()(inspect)
 
 

@@ -33,6 +33,24 @@ def build_engine(
     calibration_images: Annotated[
         int | None, typer.Option(metavar="N", help="How many of them.", show_default="512")
     ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="How often int8 and fp8 must agree with fp32 on held-back images; 0 asks for nothing.",
+            show_default="0.98",
+        ),
+    ] = None,
+    ranges: Annotated[
+        str | None,
+        typer.Option(help="Where ranges end: error, max, percentile, entropy or mse.", show_default="error"),
+    ] = None,
+    quantize_attention: Annotated[
+        bool | None,
+        typer.Option(
+            "--quantize-attention/--no-quantize-attention", help="int8: attention too (TensorRT).", show_default="no"
+        ),
+    ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(metavar="M.N", help="GPU generation to build for (tensorrt-rtx).", show_default="8.0 and later"),
@@ -47,11 +65,12 @@ def build_engine(
 
     Before it is left, the engine is compared with the fp32 model, or the graph it was built from where there is no GPU.
     """
-    from trt_vit.cli.console import print_document
+    from trt_vit.cli.console import note, print_document
     from trt_vit.config import BuildSettings, resolve_source
     from trt_vit.engine.build import build
     from trt_vit.engine.describe import describe
     from trt_vit.engine.progress import report_build
+    from trt_vit.errors import EXIT_FELL_SHORT
 
     flags: dict[str, Any] = {
         "output": output,
@@ -60,6 +79,9 @@ def build_engine(
         "batch": batch,
         "calibration": calibration,
         "calibration_images": calibration_images,
+        "min_agreement": min_agreement,
+        "ranges": ranges,
+        "quantize_attention": quantize_attention,
         "compute_capability": compute_capability,
         "revision": revision,
         "preprocessor": preprocessor,
@@ -69,3 +91,7 @@ def build_engine(
     with report_build() as progress:
         bundle = build(settings, progress)
     print_document(describe(bundle), as_json=json)
+    quantization = bundle.manifest.quantization
+    if quantization is not None and not quantization.reached:
+        note(f"error: the engine falls short of --min-agreement {quantization.min_agreement:g}")
+        raise typer.Exit(EXIT_FELL_SHORT)

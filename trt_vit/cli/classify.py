@@ -45,7 +45,7 @@ def classify(
     """
     from trt_vit.cli.console import note, print_document
     from trt_vit.config import ClassifySettings, resolve
-    from trt_vit.errors import EXIT_TOO_MANY_FAILURES
+    from trt_vit.errors import EXIT_FELL_SHORT
     from trt_vit.pipeline.classify import classify_inputs
 
     flags: dict[str, Any] = {
@@ -77,4 +77,4 @@ def classify(
         note(f"warning: no image could be classified; the reasons are in {settings.output}")
     if settings.max_failures is not None and summary.failed > settings.max_failures:
         note(f"error: {summary.failed} images failed, more than --max-failures {settings.max_failures}")
-        raise typer.Exit(EXIT_TOO_MANY_FAILURES)
+        raise typer.Exit(EXIT_FELL_SHORT)

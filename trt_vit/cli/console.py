@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _LONGEST_LIST = 12
 
@@ -24,12 +24,24 @@ def _print_fields(fields: Mapping[str, Any]) -> None:
     """Print names and values in two columns; a nested mapping is indented under its name."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():
-        if isinstance(value, dict):
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            print(name)
+            _print_table(value)
+        elif isinstance(value, dict):
             print(name)
             for key, item in value.items():
                 print(f"  {key}: {_plain(item)}")
         else:
             print(f"{name.ljust(width)}  {_plain(value)}")
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same names, a column for each that says anything."""
+    names = [name for name in rows[0] if any(row[name] not in {None, ""} for row in rows)]
+    cells = [names, *([_plain(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    for line in cells:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _plain(value: Any) -> str:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from trt_vit.caches import cache_directory
+import trt_vit
+from trt_vit.caches import cache_directory, digest_of
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine import onnxruntime, openvino, tensorrt
+from trt_vit.engine.layers import share_of
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.order import QUANTIZED, take_order, uncalibrated
+from trt_vit.engine.progress import Steps
 from trt_vit.engine.record import manifest, model_record, quantization_record
 from trt_vit.engine.verify import Built, generated_images, verify_engine
 from trt_vit.errors import ArtifactError, EngineError, UsageError
 from trt_vit.runtime.protocol import EngineFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
@@ -31,10 +36,14 @@ if TYPE_CHECKING:
     from trt_vit.engine.order import Order, TensorRtOrder
     from trt_vit.engine.progress import BuildProgress
     from trt_vit.quantize.calibration import CalibrationSet
-    from trt_vit.quantize.qdq import Placement
+    from trt_vit.quantize.plan import Quantization
+
+    Quantizer = Callable[[ir.Model], Quantization]
 
 DEFAULT_BATCH = BatchProfile(min=1, opt=8, max=32)
 _COMPARED_IMAGES = 32
+_CALIBRATIONS_BYTES = 4 * 2**30
+"""Calibrations above this, the longest unused first, are removed when another is stored."""
 
 
 def build(settings: BuildSettings, progress: BuildProgress) -> bundles.Bundle:
@@ -77,17 +86,19 @@ def build(settings: BuildSettings, progress: BuildProgress) -> bundles.Bundle:
                 work, order.precision, model_record(export), batch, lambda name: (work / name).read_bytes()
             )
             images = _compared_images(export, calibration)
-            placements: tuple[Placement, ...] = ()
+            quantizer = None if calibration is None else _quantizer(order, export, calibration, progress)
             with _nothing_is_an_artifact_yet(export):
                 if order.tensorrt is None:
-                    built = _build_for_cpu(order, export, engine, images, progress)
-                else:
-                    built, placements = _build_tensorrt(
-                        order, order.tensorrt, export, engine, images=images, calibration=calibration, progress=progress
+                    built, quantization = _build_for_cpu(
+                        order, export, engine, images=images, quantizer=quantizer, progress=progress
                     )
-            quantization = quantization_record(order, calibration, placements)
+                else:
+                    built, quantization = _build_tensorrt(
+                        order, order.tensorrt, export, engine, images=images, quantizer=quantizer, progress=progress
+                    )
             _write_surroundings(work, export)
-            facts = manifest(work, order, export, batch, built=built, quantization=quantization)
+            recorded = quantization_record(order, calibration, quantization)
+            facts = manifest(work, order, export, batch, built=built, quantization=recorded)
             bundles.write_manifest(work, facts)
     return bundles.Bundle.open(order.path)
 
@@ -136,9 +147,6 @@ def _calibration(order: Order, progress: BuildProgress) -> CalibrationSet | None
 
 def _refuse_other_quantization(order: Order, export: Export, calibration: CalibrationSet | None) -> None:
     """Refuse a graph that came quantized where that is not what is to be built, and one that did not without images."""
-    if export.quantized and order.tensorrt is None:
-        message = f"{export.source} is quantized already, and {order.runtime} engines are built from fp32 graphs"
-        raise UsageError(message, hint="pass the model from before its quantization, or --runtime tensorrt-rtx")
     if export.quantized and order.precision not in QUANTIZED:
         message = f"{export.source} holds Q/DQ nodes: it is no {order.precision} graph"
         raise UsageError(message, hint="build it with --precision int8 (or fp8), or pass the model from before")
@@ -157,25 +165,100 @@ def _compared_images(export: Export, calibration: CalibrationSet | None) -> NDAr
     return np.concatenate(batches) if batches else generated_images(export)
 
 
+def _quantizer(order: Order, export: Export, chosen: CalibrationSet, progress: BuildProgress) -> Quantizer:
+    """Return what calibrates a rewritten graph on the chosen images and quantizes it."""
+    from trt_vit.caches import FileCache  # noqa: PLC0415 - onnx and the decoders, which only this build needs
+    from trt_vit.quantize.calibrate import calibrate  # noqa: PLC0415
+    from trt_vit.quantize.calibration import read_batches  # noqa: PLC0415
+    from trt_vit.quantize.equalize import Methods, Numbers  # noqa: PLC0415
+    from trt_vit.quantize.plan import Wish, quantize  # noqa: PLC0415
+
+    settings, tell = order.settings, Steps(progress)
+    code: Literal["int8", "fp8"] = "fp8" if order.precision == "fp8" else "int8"
+    wish = Wish(
+        numbers=Numbers(code, code if order.tensorrt is not None else "int7"),
+        least_agreement=settings.min_agreement,
+        tensorrt=order.tensorrt is not None,
+        attention=settings.quantize_attention,
+        methods=Methods(ranges=settings.ranges),
+    )
+
+    def quantizer(model: ir.Model) -> Quantization:
+        calibration = calibrate(
+            model,
+            chosen.paths,
+            lambda paths: read_batches(paths, export.preprocessing, export.image_size, batch=export.batch),
+            cache=FileCache((settings.cache or cache_directory()) / "calibrations", _CALIBRATIONS_BYTES),
+            facts={
+                "trt_vit": trt_vit.__version__,
+                "graph": digest_of(export.path),
+                "images": chosen.sha256,
+                "preprocessing": export.preprocessing.model_dump(mode="json"),
+                "onnxruntime": importlib.metadata.version("onnxruntime"),
+            },
+            tell=tell,
+        )
+        result = quantize(model, calibration, wish, tell)
+        tell.finish()
+        _report(result, settings.min_agreement, progress)
+        return result
+
+    return quantizer
+
+
+def _report(result: Quantization, least: float, progress: BuildProgress) -> None:
+    kept = [placement for placement in result.placements if placement.left_out is None]
+    share = sum(p.macs for p in kept) / sum(p.macs for p in result.placements)
+    progress.phase(f"quantized {len(kept)} of {len(result.placements)} linear layers, {share:.1%} of their arithmetic")
+    if result.score is None:
+        return
+    said = (
+        f"{result.score.agreement:.1%} of {result.score.images} held-back images (expected {result.score.expected:.1%})"
+    )
+    progress.phase(f"the top-1 is that of fp32 on {said}")
+    if not result.reached:
+        progress.phase(f"warning: that is short of --min-agreement {least:g}, and no plan that was tried comes closer")
+
+
 def _build_for_cpu(
-    order: Order, export: Export, engine: EngineFiles, images: NDArray[np.float32], progress: BuildProgress
-) -> Built:
+    order: Order,
+    export: Export,
+    engine: EngineFiles,
+    *,
+    images: NDArray[np.float32],
+    quantizer: Quantizer | None,
+    progress: BuildProgress,
+) -> tuple[Built, Quantization | None]:
     import onnx_ir as ir  # noqa: PLC0415 - onnx, which only a build needs
 
+    from trt_vit.engine.prepare import prepare  # noqa: PLC0415
     from trt_vit.graph.attentions import count_attentions  # noqa: PLC0415
 
+    source, prepared = export.path, None
+    if order.precision in QUANTIZED:
+        progress.phase(
+            "taking the graph as it is" if export.quantized else f"rewriting the graph for {order.precision}"
+        )
+        output = export.path.with_name("prepared.onnx")
+        prepared = prepare(export, order.precision, output, quantize=quantizer, rest="fp32")
+        source = prepared.path
     progress.phase(f"building the {order.runtime} engine")
     if order.runtime == "openvino":
-        openvino.write_engine(export.path, engine.path)
+        openvino.write_engine(source, engine.path)
     else:
-        onnxruntime.write_engine(export.path, engine.path)
+        onnxruntime.write_engine(source, engine.path)
     progress.phase("comparing with the fp32 reference")
     verdict, loaded = verify_engine(order.runtime, engine, export, images)
     if verdict.measured_in != order.precision:
         progress.phase(f"note: this CPU has no {order.precision} arithmetic: compared in {verdict.measured_in}")
-    return Built(
-        loaded.statistics(), attentions=count_attentions(ir.load(export.path)), int8_coverage=0.0, verdict=verdict
+    statistics = loaded.statistics()
+    built = Built(
+        statistics,
+        attentions=count_attentions(ir.load(source)),
+        int8_coverage=0.0 if prepared is None else share_of(prepared.macs, statistics.int8_nodes),
+        verdict=verdict,
     )
+    return built, None if prepared is None else prepared.quantization
 
 
 def _build_tensorrt(
@@ -185,21 +268,14 @@ def _build_tensorrt(
     engine: EngineFiles,
     *,
     images: NDArray[np.float32],
-    calibration: CalibrationSet | None,
+    quantizer: Quantizer | None,
     progress: BuildProgress,
-) -> tuple[Built, tuple[Placement, ...]]:
+) -> tuple[Built, Quantization | None]:
     from trt_vit.engine.prepare import prepare  # noqa: PLC0415 - onnx, which only a build needs
-    from trt_vit.quantize.calibration import read_batches  # noqa: PLC0415
 
     progress.phase("taking the graph as it is" if export.quantized else f"rewriting the graph for {order.precision}")
-    paths = () if calibration is None else calibration.paths
-    prepared = prepare(
-        export,
-        order.precision,
-        export.path.with_name("prepared.onnx"),
-        calibration=read_batches(paths, export.preprocessing, export.image_size, batch=export.batch),
-        probe=images,
-    )
+    output = export.path.with_name("prepared.onnx")
+    prepared = prepare(export, order.precision, output, quantize=quantizer, probe=images)
     built = tensorrt.write_engine(
         engine,
         prepared,
@@ -210,7 +286,7 @@ def _build_tensorrt(
         cache=order.settings.cache or cache_directory(),
         progress=progress,
     )
-    return built, prepared.placements
+    return built, prepared.quantization
 
 
 def _write_surroundings(directory: Path, export: Export) -> None:

@@ -16,13 +16,17 @@ class Comparison:
     """Logits against their reference.
 
     Attributes:
+        images: How many there are.
         agreement: Share of the images with the same top-1, 0 to 1.
         cosine: Mean over the images of the cosine similarity of the logits, -1 to 1.
+        min_cosine: The least of them.
         max_abs_difference: Largest absolute difference of one logit.
     """
 
+    images: int
     agreement: float
     cosine: float
+    min_cosine: float
     max_abs_difference: float
 
 
@@ -30,8 +34,11 @@ def compare_logits(logits: NDArray[np.float32], reference: NDArray[np.float32]) 
     """Compare logits with their reference, both [images, classes]."""
     a, b = logits.astype(np.float64), reference.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return Comparison(
+        images=len(a),
         agreement=float(np.mean(a.argmax(axis=1) == b.argmax(axis=1))),
-        cosine=float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny))),
+        cosine=float(np.mean(cosines)),
+        min_cosine=float(np.min(cosines)),
         max_abs_difference=float(np.abs(a - b).max()),
     )

@@ -15,7 +15,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         ArtifactError: The preprocessing or the labels are not what was built.
     """
     manifest = bundle.manifest
-    engine = manifest.engine
+    engine, quantization = manifest.engine, manifest.quantization
     own_files = {name: file.bytes for name, file in manifest.files.items() if name.startswith("engine.")}
     return {
         "bundle": str(bundle.path),
@@ -39,7 +39,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "checkpoint": manifest.checkpoint.model_dump(mode="json"),
         "export": manifest.export.model_dump(mode="json"),
         "target": None if manifest.target is None else manifest.target.model_dump(mode="json"),
-        "quantization": None if manifest.quantization is None else manifest.quantization.model_dump(mode="json"),
+        "quantization": None if quantization is None else quantization.model_dump(mode="json", exclude={"plan"}),
+        "left_out": {} if quantization is None else {row.layer: row.reason for row in quantization.plan if row.reason},
+        "plan": [] if quantization is None else [row.model_dump(mode="json") for row in quantization.plan],
         "against_fp32": None if engine.against_fp32 is None else engine.against_fp32.model_dump(mode="json"),
         "files": {name: file.sha256 for name, file in manifest.files.items()},
         "versions": manifest.versions,

@@ -17,7 +17,7 @@ from trt_vit.errors import EngineError
 from trt_vit.runtime.protocol import EngineStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$", re.MULTILINE)
 _TENSOR = re.compile(r"Dimensions: \[([^\]]*)\].*?(?:Format/)?Datatype: ([^,}]*)")
@@ -149,9 +149,13 @@ def coverage(layers: Iterable[EngineLayer], macs: Mapping[str, int], number: str
     Returns:
         0 to 1.
     """
-    computed = {node for layer in layers if number in layer.reads for node in layer.nodes}
+    return share_of(macs, {node for layer in layers if number in layer.reads for node in layer.nodes})
+
+
+def share_of(macs: Mapping[str, int], nodes: Container[str]) -> float:
+    """Return the share of some layers' multiply-accumulates that is that of the layers among ``nodes``, 0 to 1."""
     total = sum(macs.values())
-    return sum(count for node, count in macs.items() if node in computed) / total if total else 0.0
+    return sum(count for node, count in macs.items() if node in nodes) / total if total else 0.0
 
 
 def _layer_from_line(match: re.Match[str]) -> EngineLayer:

@@ -16,11 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of the bundle layout. A reader refuses a format it does not know."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 RuntimeName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+RangeMethod = Literal["error", "max", "percentile", "entropy", "mse"]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -134,6 +135,31 @@ class TargetRecord(_Record):
     hardware_compatible: bool = False
 
 
+class LayerRecord(_Record):
+    """What became of one linear layer.
+
+    Attributes:
+        layer: Its name.
+        precision: What it multiplies.
+        macs: Its multiply-accumulates for one image.
+        amax: Largest absolute value of its input that is not clipped, after shift and scale; None where none was found.
+        equalized: Whether channels of its input are shifted or scaled before they are quantized.
+        attention: Whether the attention that it reads runs in INT8 too.
+        cost: Squared error of the logits with nothing quantized but the layers that read its input; None where that was
+            not measured.
+        reason: Why it is not quantized; None where it is.
+    """
+
+    layer: str
+    precision: Precision
+    macs: NonNegativeInt
+    amax: float | None
+    equalized: bool
+    attention: bool
+    cost: float | None
+    reason: str | None
+
+
 class QuantizationRecord(_Record):
     """The step from floating point to INT8 or FP8.
 
@@ -141,15 +167,25 @@ class QuantizationRecord(_Record):
         calibration: Directory of the images, or None for a graph that came with its own Q/DQ nodes.
         images: How many of them were used.
         images_sha256: Digest of their names and bytes, in order.
-        quantized: Linear layers that run in the narrow format.
-        left_out: Linear layers that do not, with the reason.
+        ranges: Where the range of a tensor ends.
+        min_agreement: How often it was to have the same top-1 as fp32, 0 to 1.
+        reached: Whether it does.
+        held_back: How many of the images no range comes from; None where agreement was not asked for.
+        agreement: Share of these with the same top-1 as in fp32.
+        expected_agreement: Share that is to be expected of other images like them.
+        plan: What became of each linear layer, in the order of the graph.
     """
 
     calibration: str | None
     images: NonNegativeInt
     images_sha256: Sha256 | None
-    quantized: tuple[str, ...]
-    left_out: dict[str, str]
+    ranges: RangeMethod
+    min_agreement: float = Field(ge=0, le=1)
+    reached: bool
+    held_back: NonNegativeInt | None
+    agreement: float | None = Field(ge=0, le=1)
+    expected_agreement: float | None = Field(ge=0, le=1)
+    plan: tuple[LayerRecord, ...]
 
 
 class ComparisonRecord(_Record):
@@ -158,13 +194,15 @@ class ComparisonRecord(_Record):
     Attributes:
         measured_on: What was run: the engine; or, where there is no GPU for it, the graph that it was built from.
         measured_in: Precision that the machine computed in: it may have none of the engine's.
-        agreement: Share of the images with the same top-1 as the fp32 graph in ONNX Runtime, 0 to 1.
+        images: How many images it was run on.
+        agreement: Share of these with the same top-1 as the fp32 graph in ONNX Runtime, 0 to 1.
         cosine: Mean cosine similarity of the logits with those of the fp32 graph, -1 to 1.
         max_abs_difference: Largest difference of a logit from that of the fp32 graph.
     """
 
     measured_on: Literal["engine", "graph"]
     measured_in: Precision
+    images: PositiveInt
     agreement: float = Field(ge=0, le=1)
     cosine: float
     max_abs_difference: float
@@ -211,7 +249,7 @@ class Manifest(_Record):
         versions: Version of each package that took part in the build.
     """
 
-    format: Literal[2]
+    format: Literal[3]
     created: str
     runtime: RuntimeName
     precision: Precision

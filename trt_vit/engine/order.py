@@ -33,8 +33,8 @@ QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
 _PRECISIONS: dict[RuntimeName, tuple[Precision, ...]] = {
     "tensorrt": ("fp32", "fp16", "bf16", "int8", "fp8"),
     "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
-    "openvino": ("fp32", "bf16"),
-    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16", "int8"),
+    "onnxruntime": ("fp32", "int8"),
 }
 _FIRST_CAPABILITY: dict[Precision, tuple[float, str]] = {"bf16": (8.0, "Ampere"), "fp8": (8.9, "Ada")}
 """The compute capability from which on a GPU multiplies such numbers, and its generation's name."""
@@ -83,9 +83,13 @@ def take_order(settings: BuildSettings) -> Order:
     path = settings.output or default_path(settings.source, precision, runtime)
     if runtime in FAMILIES:
         return Order(settings, runtime, precision, _tensorrt_order(settings, load_family(runtime)), path)
-    if settings.compute_capability is not None:
-        message = f"--compute-capability means nothing for {runtime}"
-        raise UsageError(message, hint="leave it out, or build with --runtime tensorrt-rtx")
+    for flag, given in (
+        ("--compute-capability", settings.compute_capability is not None),
+        ("--quantize-attention", settings.quantize_attention),
+    ):
+        if given:
+            message = f"{flag} means nothing for {runtime}"
+            raise UsageError(message, hint="leave it out, or build with --runtime tensorrt-rtx")
     return Order(settings, runtime, precision, None, path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -19,18 +19,16 @@ from trt_vit.graph.rewrite import OPSET, rewrite
 from trt_vit.quantize import cast as casting
 from trt_vit.quantize.linear import linear_layers
 from trt_vit.quantize.overflow import refuse_overflow
-from trt_vit.quantize.qdq import quantize
-from trt_vit.quantize.ranges import activation_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
     from trt_vit.engine.manifest import Precision
-    from trt_vit.quantize.qdq import Placement
+    from trt_vit.quantize.plan import Quantization
 
 _STANDARD = frozenset({"", "ai.onnx"})
 _TENSORRT = frozenset({"trt", "trt.plugins"})
@@ -47,13 +45,15 @@ class Prepared:
         path: Its file; external weights, if any, lie beside it.
         attentions: How many softmaxes over products it has: attentions that can each become one kernel.
         macs: Multiply-accumulates an image of each linear layer, by the name of its node.
-        placements: What became of each linear layer in an INT8 or FP8 build; none for the others.
+        share: Share of these that the graph has in the precision it is for, 0 to 1.
+        quantization: How it came to be quantized; None where it was not.
     """
 
     path: Path
     attentions: int
     macs: dict[str, int]
-    placements: tuple[Placement, ...]
+    share: float
+    quantization: Quantization | None
 
 
 def prepare(
@@ -61,7 +61,8 @@ def prepare(
     precision: Precision,
     output: Path,
     *,
-    calibration: Iterable[NDArray[np.float32]],
+    quantize: Callable[[ir.Model], Quantization] | None = None,
+    rest: Literal["fp16", "fp32"] = "fp16",
     probe: NDArray[np.float32] | None = None,
 ) -> Prepared:
     """Write the graph for one precision.
@@ -71,24 +72,28 @@ def prepare(
 
     Args:
         export: The fp32 graph, or the quantized one.
-        precision: What the linear layers are to run in. Around INT8 and FP8 the rest runs in fp16.
+        precision: What the linear layers are to run in.
         output: The ONNX file to write.
-        calibration: Calibration images for INT8 and FP8: preprocessed, in batches, float32 [n, 3, height, width].
+        quantize: What quantizes the rewritten graph for INT8 and FP8, in place.
+        rest: What runs around INT8 and FP8.
         probe: Images, preprocessed likewise, on which no activation may be beyond fp16; None to take that for granted.
 
     Raises:
-        EngineError: The graph has no linear layer, its ranges cannot be measured, or fp16 does not hold them.
+        EngineError: The graph has no linear layer, none of them can be quantized, its ranges cannot be measured, or
+            fp16 does not hold them.
         ExportError: The graph cannot be brought to the operator set that the precision needs.
     """
     model = ir.load(export.path)
     _refuse_unknown_operators(model, export)
-    placements: tuple[Placement, ...] = ()
+    quantization = None
     if not export.quantized:
         model, _ = rewrite(model, opset=_OPSETS.get(precision, OPSET))
         _name_plainly(model)
-        if precision in ("int8", "fp8"):
-            placements = tuple(quantize(model, activation_ranges(model, calibration), precision))
-        if precision != "fp32":
+        _refuse_without_layers(model, export)
+        if quantize is not None:
+            quantization = quantize(model)
+            _refuse_unquantized(quantization, export)
+        if precision != "fp32" and (quantize is None or rest == "fp16"):
             exact = model.clone()  # weights shared
             casting.cast(model, "bf16" if precision == "bf16" else "fp16")
             if probe is not None and precision != "bf16":
@@ -96,16 +101,21 @@ def prepare(
     else:
         _name_plainly(model)
         _dequantize_biases(model)
+        _refuse_without_layers(model, export)
     layers = linear_layers(model)
     numbers = {layer.number for layer in layers}
-    if export.quantized and layers and precision not in numbers:
+    if export.quantized and precision not in numbers:
         message = (
             f"no linear layer of {export.source} is quantized to {precision}: they are {', '.join(sorted(numbers))}"
         )
         raise EngineError(message, hint="build with the --precision that the graph has")
-    if not layers:
-        message = f"{export.source} has no linear layer with a constant weight"
-        raise EngineError(message, hint="export the model again, with its weights inside the graph")
+    _save(model, output)
+    macs = {layer.name: layer.macs for layer in layers}
+    share = sum(layer.macs for layer in layers if layer.number == precision) / sum(macs.values())
+    return Prepared(output, count_attentions(model), macs, share, quantization)
+
+
+def _save(model: ir.Model, output: Path) -> None:
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
@@ -116,7 +126,19 @@ def prepare(
     except OSError as error:
         message = f"cannot write the graph to {output.parent}: {error.strerror or error}"
         raise OutputError(message, hint="make room there, or name another directory with TMPDIR") from error
-    return Prepared(output, count_attentions(model), {layer.name: layer.macs for layer in layers}, placements)
+
+
+def _refuse_without_layers(model: ir.Model, export: Export) -> None:
+    if not linear_layers(model):
+        message = f"{export.source} has no linear layer with a constant weight"
+        raise EngineError(message, hint="export the model again, with its weights inside the graph")
+
+
+def _refuse_unquantized(quantization: Quantization, export: Export) -> None:
+    reasons = [placement.left_out for placement in quantization.placements]
+    if None not in reasons:
+        message = f"no linear layer of {export.source} can be quantized: {reasons[0]}"
+        raise EngineError(message, hint="build with --precision fp16 or fp32")
 
 
 def _refuse_unknown_operators(model: ir.Model, export: Export) -> None:

@@ -93,6 +93,29 @@ class Bars:
                 self._progress.remove_task(self._tasks.pop(name))
 
 
+class Steps:
+    """Tells a build's watcher of work that is done a step at a time, as phases of ours."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        self._progress = progress
+        self._current: str | None = None
+
+    def __call__(self, name: str, done: int, steps: int) -> None:
+        """Say that so many steps of something are done; something else before it has then ended."""
+        if name != self._current:
+            self.finish()
+            self._progress.phase(name)
+            self._progress.start(name, None, steps)
+            self._current = name
+        self._progress.step(name, done - 1)
+
+    def finish(self) -> None:
+        """Say that the last one has ended."""
+        if self._current is not None:
+            self._progress.finish(self._current)
+            self._current = None
+
+
 @contextmanager
 def report_build() -> Iterator[BuildProgress]:
     """Give a build something to report to until the block ends."""

@@ -16,6 +16,7 @@ from trt_vit.engine.manifest import (
     ComparisonRecord,
     EngineRecord,
     ExportRecord,
+    LayerRecord,
     Manifest,
     ModelRecord,
     QuantizationRecord,
@@ -23,14 +24,14 @@ from trt_vit.engine.manifest import (
 from trt_vit.engine.order import QUANTIZED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from trt_vit.checkpoint.export import Export
+    from trt_vit.engine.manifest import Precision
     from trt_vit.engine.order import Order
     from trt_vit.engine.verify import Built
     from trt_vit.quantize.calibration import CalibrationSet
-    from trt_vit.quantize.qdq import Placement
+    from trt_vit.quantize.plan import Placement, Quantization
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "openvino", "pillow", "torch", "transformers")
 
@@ -48,17 +49,38 @@ def model_record(export: Export) -> ModelRecord:
 
 
 def quantization_record(
-    order: Order, calibration: CalibrationSet | None, placements: Iterable[Placement]
+    order: Order, calibration: CalibrationSet | None, quantization: Quantization | None
 ) -> QuantizationRecord | None:
     """Return how an INT8 or FP8 engine came by its ranges; None for the other precisions."""
     if order.precision not in QUANTIZED:
         return None
+    score = None if quantization is None else quantization.score
+    placements = () if quantization is None else quantization.placements
     return QuantizationRecord(
         calibration=None if calibration is None else str(calibration.directory),
         images=0 if calibration is None else len(calibration.paths),
         images_sha256=None if calibration is None else calibration.sha256,
-        quantized=tuple(placement.layer for placement in placements if placement.left_out is None),
-        left_out={placement.layer: placement.left_out for placement in placements if placement.left_out is not None},
+        ranges=order.settings.ranges,
+        min_agreement=order.settings.min_agreement,
+        reached=quantization is None or quantization.reached,
+        held_back=None if score is None else score.images,
+        agreement=None if score is None else score.agreement,
+        expected_agreement=None if score is None else score.expected,
+        plan=tuple(_layer_record(placement, order) for placement in placements),
+    )
+
+
+def _layer_record(placement: Placement, order: Order) -> LayerRecord:
+    rest: Precision = "fp32" if order.tensorrt is None else "fp16"
+    return LayerRecord(
+        layer=placement.layer,
+        precision=order.precision if placement.left_out is None else rest,
+        macs=placement.macs,
+        amax=placement.amax,
+        equalized=placement.equalized,
+        attention=placement.attention,
+        cost=placement.cost,
+        reason=placement.left_out,
     )
 
 
@@ -112,6 +134,7 @@ def _engine_record(built: Built) -> EngineRecord:
         else ComparisonRecord(
             measured_on=verdict.measured_on,
             measured_in=verdict.measured_in,
+            images=verdict.comparison.images,
             agreement=verdict.comparison.agreement,
             cosine=verdict.comparison.cosine,
             max_abs_difference=verdict.comparison.max_abs_difference,

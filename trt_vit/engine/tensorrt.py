@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _PLANS = "plans"
 _TIMINGS = "timings"
 _LEAST_SHARE = 0.5
-"""Share of the linear layers' arithmetic that has to run in the numbers an engine is named for. Less is a failure of
-quantization or of the compiler, not an engine of that precision."""
+"""Part of what the graph has in the numbers an engine is named for that has to run in them. Less is a failure of the
+compiler, not an engine of that precision."""
 
 
 def write_engine(
@@ -109,8 +109,9 @@ def refuse_other_precision(layers: list[EngineLayer], prepared: Prepared, precis
         EngineError: They do not, by the engine's own list of layers.
     """
     share = coverage(layers, prepared.macs, precision)
-    if share < _LEAST_SHARE:
-        message = f"of the linear layers' arithmetic only {share:.0%} runs in {precision} in the engine that was built"
+    if share < _LEAST_SHARE * prepared.share:
+        wanted = f"{prepared.share:.0%} of the linear layers' arithmetic is in {precision}"
+        message = f"{wanted} in the graph and only {share:.0%} in the engine that was built"
         raise EngineError(message, hint="choose another --precision, or another version of TensorRT")
 
 

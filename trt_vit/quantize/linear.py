@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from trt_vit.errors import EngineError
 from trt_vit.graph.edit import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Number = Literal["int8", "fp8", "fp16", "bf16", "fp32"]
 
@@ -63,9 +66,50 @@ class LinearLayer:
         return _operand(self.node, 1)
 
     @property
+    def weight_shape(self) -> list[int]:
+        """The shape of the constant operand, as it is stored."""
+        array = constant(self.weight)
+        return [] if array is None else list(array.shape)
+
+    @property
     def output_axis(self) -> int:
         """The axis of the weight that its output channels lie along."""
         return 0 if self.kind == "Conv" or _is_transposed(self.node) else 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same tensor, and so share the Q/DQ pair behind it.
+
+    Attributes:
+        layers: The layers, in the order of the graph.
+    """
+
+    layers: tuple[LinearLayer, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its first layer."""
+        return self.layers[0].name
+
+    @property
+    def tensor(self) -> str:
+        """The name of the tensor they read."""
+        return str(self.layers[0].activation.name)
+
+    @property
+    def macs(self) -> int:
+        """Their multiply-accumulates for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+
+def groups(layers: Sequence[LinearLayer]) -> list[Group]:
+    """Gather matrix products that read the same tensor, in the order of their first ones; a convolution is alone."""
+    found: dict[str, list[LinearLayer]] = {}
+    for layer in layers:
+        key = f"Conv {layer.name}" if layer.kind == "Conv" else str(layer.activation.name)
+        found.setdefault(key, []).append(layer)
+    return [Group(tuple(members)) for members in found.values()]
 
 
 def linear_layers(model: ir.Model) -> list[LinearLayer]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from trt_vit.errors import EngineError
 from trt_vit.quantize.cast import MOVEMENT
-from trt_vit.quantize.ranges import UNSOUND, largest_values
+from trt_vit.quantize.session import opened
+from trt_vit.quantize.statistics import UNSOUND
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from numpy.typing import NDArray
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -87,3 +91,63 @@ def _scores(graph: ir.Graph) -> set[ir.Value]:
 
 def _leads_to_softmax(node: ir.Node, scores: set[ir.Value]) -> bool:
     return node.op_type == "Softmax" or (node.op_type in _MASKING and all(value in scores for value in node.outputs))
+
+
+def largest_values(
+    model: ir.Model, names: list[str], batches: Iterable[NDArray[np.float32]], *, signed: Collection[str] = ()
+) -> dict[str, float]:
+    """Measure the largest absolute value of some tensors of a graph, and of its outputs.
+
+    Every node computes what it stands for: no Q/DQ pair is fused into a product.
+
+    Args:
+        model: A graph of opset 18 or later; it is left as it is.
+        names: The tensors.
+        batches: Preprocessed images, float32 [n, 3, height, width], of any n > 0 that the graph takes; read once.
+        signed: Names of the tensors whose largest value is wanted instead: of these, minus infinity may be seen.
+
+    Returns:
+        The value by the tensor's name, in the order of ``names``, then of the outputs. It may be infinite or not a
+        number. A reduction may skip what is not a number, but the value of an output then is not a number.
+
+    Raises:
+        EngineError: There is no batch.
+        EnvironmentFault: ONNX Runtime is missing.
+        ArtifactError: ONNX Runtime cannot read the graph.
+    """
+    if not names:
+        return {}
+    largest: dict[str, float] = {}
+    with opened(_with_reductions(model, names, signed)) as session:
+        for batch in batches:
+            for name, number in _largest(session, names, batch).items():
+                largest[name] = float(np.maximum(largest.get(name, -np.inf), number))
+    if not largest:
+        raise EngineError("there is no calibration image", hint="name a directory of images: --calibration DIR")
+    return largest
+
+
+def _with_reductions(model: ir.Model, names: list[str], signed: Collection[str]) -> ir.Model:
+    """Copy a graph, weights shared, and let it give out the largest value of some of its tensors as float32."""
+    copy = model.clone()
+    values = {str(value.name): value for value in ir.convenience.create_value_mapping(copy.graph).values()}
+    for index, name in enumerate(names):
+        nodes = [] if name in signed else [ir.node("Abs", [values[name]], name=f"calibration_abs_{index}")]
+        nodes.append(ir.node("ReduceMax", [values[name]], {"keepdims": 0}, name=f"calibration_max_{index}"))
+        nodes.append(ir.node("Cast", [values[name]], {"to": ir.DataType.FLOAT}, name=f"calibration_{index}"))
+        for before, after in pairwise(nodes):
+            after.replace_input_with(0, before.outputs[0])
+        for node in nodes:
+            node.outputs[0].name = node.name
+        largest = nodes[-1].outputs[0]
+        largest.shape, largest.type = ir.Shape([]), ir.TensorType(ir.DataType.FLOAT)
+        copy.graph.extend(nodes)
+        copy.graph.outputs.append(largest)
+    return copy
+
+
+def _largest(session: Any, names: list[str], batch: NDArray[np.float32]) -> dict[str, float]:
+    results = session.run(None, {session.get_inputs()[0].name: batch})
+    reduced = dict(zip(names, map(float, results[-len(names) :]), strict=True))
+    outputs = zip((output.name for output in session.get_outputs()), results[: -len(names)], strict=False)
+    return reduced | {name: float(np.abs(array).max()) for name, array in outputs}

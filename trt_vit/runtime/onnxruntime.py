@@ -26,13 +26,12 @@ ENGINE = "engine.onnx"
 
 _OPTIMIZED = "optimized.onnx"
 _REORDER_NODES = ("ReorderInput", "ReorderOutput")
+_INT8_NODES = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul")
 _ATTENTION_NODES = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention")
 
 
 class OnnxRuntimeRuntime:
     """A session shared by all lanes: ONNX Runtime allows concurrent runs of one session."""
-
-    inference_precision: Precision = "fp32"
 
     def __init__(self, engine: EngineFiles, options: RuntimeOptions) -> None:
         """Load the engine, on a GPU where ONNX Runtime has its CUDA provider and finds one.
@@ -44,6 +43,7 @@ class OnnxRuntimeRuntime:
         threads = options.threads or usable_cores()
         lanes = options.lanes or 1
         self.batch_size = options.batch_size
+        self.inference_precision: Precision = engine.precision
         self._engine = engine.read(ENGINE)
         self._session = open_session(self._engine, threads=max(1, threads // lanes))
         (given,) = self._session.get_inputs()
@@ -62,13 +62,17 @@ class OnnxRuntimeRuntime:
             open_session(self._engine, threads=1, optimized=path)
             graph = onnx.load(path).graph
         nodes = Counter(node.op_type for node in graph.node)
+        narrow = [node.name for node in graph.node if node.op_type in _INT8_NODES]
         return EngineStatistics(
             layers=nodes.total(),
             fused_attention=sum(nodes[kind] for kind in _ATTENTION_NODES),
             weights_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer),
             kinds=dict(nodes.most_common()),
-            precisions={"fp32": nodes.total()},
+            precisions={
+                name: count for name, count in (("fp32", nodes.total() - len(narrow)), ("int8", len(narrow))) if count
+            },
             reformats=sum(nodes[kind] for kind in _REORDER_NODES),
+            int8_nodes=frozenset(narrow),
         )
 
 

@@ -21,9 +21,12 @@ ENGINE_GRAPH = "engine.xml"
 ENGINE_WEIGHTS = "engine.bin"
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+_PARTS = ("/WithoutBiases", "_factors/DequantizationMultiply")
+"""What OpenVINO puts behind the name of a node that it has divided: a convolution, or the factors of a product."""
+_PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 _ATTENTION_LAYERS = ("ScaledDotProductAttention", "MHA")
 _REORDER = "Reorder"
-_PRECISIONS = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "I8": "int8", "U8": "int8"}
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _NOT_EXECUTED = ("Input", "Output", "Const", "Result", "Parameter")
 
 
@@ -43,11 +46,12 @@ class OpenVinoRuntime:
         """
         openvino = import_openvino()
         self.batch_size = options.batch_size
+        self._precision = engine.precision
         core = openvino.Core()
         weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
         self._weights_bytes = weights.byte_size
         settings: dict[str, str | int] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[engine.precision],
+            "INFERENCE_PRECISION_HINT": _hint(engine.precision),
             "INFERENCE_NUM_THREADS": options.threads or usable_cores(),
             "PERFORMANCE_HINT": "THROUGHPUT",
         }
@@ -66,6 +70,8 @@ class OpenVinoRuntime:
     @property
     def inference_precision(self) -> Precision:
         """Precision OpenVINO chose: fp32 where bf16 was asked for and the CPU has no bf16 instructions."""
+        if self._precision == "int8":
+            return "int8"
         hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return "bf16" if hint == "bf16" else "fp32"
 
@@ -82,6 +88,7 @@ class OpenVinoRuntime:
             kinds=dict(kinds.most_common()),
             precisions=dict(Counter(_PRECISIONS.get(number, number) for _, number in executed).most_common()),
             reformats=kinds[_REORDER],
+            int8_nodes=frozenset(name for fact in facts if _is_int8_product(fact) for name in _nodes(fact)),
         )
 
 
@@ -106,6 +113,22 @@ class OpenVinoLane:
             message = f"OpenVINO failed on a batch of {count}: {failure_reason(error)}"
             raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
         return np.array(self._request.get_output_tensor(0).data[:count])
+
+
+def _hint(precision: Precision) -> str:
+    """Return what the arithmetic that is not quantized runs in: around INT8, the fastest that the CPU has."""
+    return _HINTS.get(precision) or ("bf16" if supports_bf16() else "f32")
+
+
+def _is_int8_product(facts: Any) -> bool:
+    number = _PRECISIONS.get(_text(facts, "runtimePrecision"))
+    return _text(facts, "layerType") in _PRODUCTS and number == "int8"
+
+
+def _nodes(facts: Any) -> list[str]:
+    """Return the names of the nodes that a layer has been made of, those that OpenVINO has taken apart included."""
+    names = _text(facts, "originalLayersNames").split(",")
+    return [*names, *(name.removesuffix(part) for name in names for part in _PARTS if name.endswith(part))]
 
 
 def _text(facts: Any, key: str) -> str:

@@ -72,6 +72,7 @@ class EngineStatistics:
         kinds: How many layers there are of each kind, in the library's own words.
         precisions: How many layers compute in each number format, the narrowest of what a layer reads.
         reformats: How many layers only change the layout or format of a tensor.
+        int8_nodes: Names of the graph's nodes whose products run in INT8.
     """
 
     layers: int
@@ -80,6 +81,7 @@ class EngineStatistics:
     kinds: Mapping[str, int]
     precisions: Mapping[str, int]
     reformats: int
+    int8_nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
