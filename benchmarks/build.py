@@ -26,7 +26,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -46,9 +46,12 @@ from trt_vit.engine.manifest import BatchProfile, TargetRecord
 from trt_vit.engine.plan import build_plan
 from trt_vit.engine.prepare import prepare
 from trt_vit.engine.progress import Quiet
+from trt_vit.engine.quantizer import quantizer
 from trt_vit.graph.fold import fold
-from trt_vit.quantize.calibration import read_batches
+from trt_vit.quantize.calibration import CalibrationSet, read_batches
+from trt_vit.quantize.equalize import Numbers
 from trt_vit.quantize.linear import linear_layers
+from trt_vit.quantize.plan import Wish
 from trt_vit.runtime.tensorrt_family import load_family
 
 if TYPE_CHECKING:
@@ -161,8 +164,13 @@ def our_row(family: Family, target: TargetRecord, export: Export, precision: Pre
     """Prepare the graph for one precision as a build does, and build it."""
     started = time.perf_counter()
     output = export.path.with_name(f"{precision}.onnx")
-    batches = read_batches(images, export.preprocessing, export.image_size)
-    prepare(export, precision, output, calibration=batches)
+    quantize = None
+    if precision in {"int8", "fp8"}:
+        code: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
+        wish = Wish(Numbers(code, code), 0, tensorrt=True)
+        chosen = CalibrationSet(output.parent, tuple(images), "", len(images), {})
+        quantize = quantizer(export, chosen, wish, cache=output.parent / "cache", progress=Quiet())
+    prepare(export, precision, output, quantize=quantize)
     return build_row(family, target, "trt-vit", precision, output, prepared=time.perf_counter() - started)
 
 

@@ -13,7 +13,8 @@ timed, the first batch of each contender is a warm-up. Contenders:
 Beside them stands the fp32 ceiling of the machine: what its cores reach in a large matrix product, by numpy or torch,
 measured in the same rounds, over the operations of one image. An fp32 contender does not get far above it.
 
-bf16 is measured where the CPU has it. Without --images, photos of 500 x 375 are made of noise.
+bf16 is measured where the CPU has it. INT8 is calibrated on the same images, with every linear layer quantized: weights
+are random, so that there are no answers to keep. Without --images, photos of 500 x 375 are made of noise.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from trt_vit.pipeline.classify import load_classifier
 from trt_vit.pipeline.run import Classifier, classify
 from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.stages import load_image
-from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, supports_bf16
+from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, HINTS, supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def main() -> None:
         work = Path(name)
         paths = photos(arguments.images, work, IMAGES)
         checkpoint = write_checkpoint(work / "vit-base")
-        precisions: list[Precision] = ["fp32", "bf16"] if supports_bf16() else ["fp32"]
-        engines = {precision: load_engine(checkpoint, work, precision) for precision in precisions}
+        precisions: list[Precision] = ["fp32", "bf16", "int8"] if supports_bf16() else ["fp32", "int8"]
+        engines = {precision: load_engine(checkpoint, work, precision, paths) for precision in precisions}
         results: dict[str, Any] = {
             "environment": environment(),
             "model": "ViT-B/16, 224 x 224, random weights",
@@ -116,10 +117,22 @@ def write_checkpoint(directory: Path) -> Path:
     return directory
 
 
-def load_engine(checkpoint: Path, work: Path, precision: Precision) -> Engine:
+def load_engine(checkpoint: Path, work: Path, precision: Precision, paths: Sequence[str]) -> Engine:
     """Build the engine and load it for both of its contenders."""
-    output = work / f"bundle-{precision}"
-    settings = BuildSettings(source=str(checkpoint), output=output, precision=precision, runtime="openvino")
+    calibration = work / "calibration"
+    if not calibration.exists():
+        calibration.mkdir()
+        for number, path in enumerate(paths):
+            (calibration / f"{number}{Path(path).suffix}").symlink_to(Path(path).resolve())
+    settings = BuildSettings(
+        source=str(checkpoint),
+        output=work / f"bundle-{precision}",
+        precision=precision,
+        runtime="openvino",
+        calibration=calibration if precision == "int8" else None,
+        min_agreement=0,
+        cache=work / "cache",
+    )
     bundle = build(settings, Lines())
     classifier = load_classifier(bundle, RuntimeOptions(batch_size=BATCH), k=5, decode_threads=None)
     core = openvino.Core()
@@ -129,7 +142,7 @@ def load_engine(checkpoint: Path, work: Path, precision: Precision) -> Engine:
     options = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "NUM_STREAMS": len(classifier.runtime.lanes),
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
     }
     return Engine(bundle, classifier, core.compile_model(model, "CPU", options))
 
@@ -176,6 +189,7 @@ def summarize(rates: dict[str, list[float]], precisions: Sequence[Precision]) ->
         print(f"{name:<32}{statistics.median(values):>10.2f}")
     pairs = [(f"pipeline {precision}", f"bare {precision}") for precision in precisions]
     pairs += [(f"pipeline {precision}", "hugging face fp32") for precision in precisions]
+    pairs += [(f"pipeline {precision}", "pipeline fp32") for precision in precisions if precision != "fp32"]
     pairs += [("fp32 ceiling", "hugging face fp32")]
     print(f"\n{'':<44}{'ratio':>7}{'lowest':>9}{'highest':>9}")
     ratios = {}

@@ -18,7 +18,7 @@ BUILD_FLOW = (
     "trt_vit.graph",
     "trt_vit.quantize",
     *(f"trt_vit.engine.{name}" for name in ("build", "onnxruntime", "openvino", "order", "plan", "plan_cache")),
-    *(f"trt_vit.engine.{name}" for name in ("prepare", "record", "tensorrt", "timing_cache", "verify")),
+    *(f"trt_vit.engine.{name}" for name in ("prepare", "quantizer", "record", "tensorrt", "timing_cache", "verify")),
 )
 RUN_FLOW = ("trt_vit.pipeline",)
 LEAF = ("trt_vit.images",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -41,17 +41,44 @@ def test_rows_equal_hugging_face(architecture: str, images: Path, tmp_path: Path
     np.testing.assert_allclose(probabilities, expected, atol=2e-5)
 
 
+def build_int8(
+    architecture: str, runtime: str, images: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """Build an engine and return what the command line says of it.
+
+    Agreement is not asked for: random weights have no margins.
+    """
+    checkpoint = random_checkpoint(architecture, root / architecture)
+    command = ["build-engine", str(checkpoint), "-o", str(root / "bundle"), "--runtime", runtime, "--json"]
+    calibration = ["--calibration", str(images), "--calibration-images", "11", "--min-agreement", "0"]
+    assert run([*command, "--precision", "int8", *calibration]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_int8_for_tensorrt(architecture: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx_libs", reason="needs TensorRT for RTX: pip install 'trt-vit[rtx]'")
-    checkpoint = random_checkpoint(architecture, tmp_path / architecture)
-    command = ["build-engine", str(checkpoint), "-o", str(tmp_path / "bundle"), "--runtime", "tensorrt-rtx", "--json"]
-    assert run([*command, "--precision", "int8", "--calibration", str(images), "--calibration-images", "11"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    document = build_int8(architecture, "tensorrt-rtx", images, tmp_path, capsys)
     attentions = 3 if architecture == "swin" else 2
     assert document["fused_attention_expected"] == attentions
-    assert document["int8_coverage"] > 0.99
+    left_out = [row for row in document["plan"] if row["reason"] is not None]
+    assert all("an attention's output" in row["reason"] for row in left_out)
+    assert len(left_out) == attentions
+    share = 1 - sum(row["macs"] for row in left_out) / sum(row["macs"] for row in document["plan"])
+    assert document["int8_coverage"] == pytest.approx(share, abs=0.01)
+    assert share > 0.8
     assert document["against_fp32"]["cosine"] > 0.99
     # TensorRT does not fuse the attention of Swin's windows.
     assert document["fused_attention"] == (0 if architecture == "swin" else attentions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_int8_for_openvino(architecture: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = build_int8(architecture, "openvino", images, tmp_path, capsys)
+    assert document["left_out"] == {}
+    assert document["int8_coverage"] > 0.9
+    assert (document["against_fp32"]["measured_on"], document["against_fp32"]["measured_in"]) == ("engine", "int8")
+    assert document["against_fp32"]["cosine"] > 0.99

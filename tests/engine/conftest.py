@@ -49,6 +49,7 @@ class Workshop:
             "lanes": 1,
             "calibration": self.images,
             "calibration_images": 8,
+            "min_agreement": 0,  # random weights have no margins
             "cache": self.cache,
         }
         return BuildSettings(**(usual | changes))

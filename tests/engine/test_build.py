@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
+from tests.engine.conftest import Listener
+from tests.quantize.graphs import quantized
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.config import BuildSettings
 from trt_vit.engine import verify
@@ -17,6 +20,9 @@ from trt_vit.engine.onnxruntime import write_engine
 from trt_vit.engine.order import default_path
 from trt_vit.engine.progress import Quiet
 from trt_vit.errors import CheckpointError, EngineError, UsageError
+from trt_vit.graph.rewrite import rewrite
+from trt_vit.quantize import plan
+from trt_vit.quantize.search import Plan, Score
 from trt_vit.runtime.openvino import supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
@@ -116,24 +122,112 @@ def test_weights_beside_the_model_are_not_for_onnx_runtime(tmp_path: Path) -> No
 
 
 def test_bf16_says_what_it_was_measured_in(checkpoint: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Listener(Quiet):
-        def phase(self, text: str) -> None:
-            said.append(text)
-
+    listener = Listener()
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b", runtime="openvino", precision="bf16")
-    bundle = build(settings, Listener())
+    bundle = build(settings, listener)
     measured = "bf16" if supports_bf16() else "fp32"
     assert bundle.manifest.precision == "bf16"
     assert bundle.manifest.engine.against_fp32 is not None
     assert bundle.manifest.engine.against_fp32.measured_in == measured
-    assert any(phase.startswith("note: this CPU has no bf16") for phase in said) == (measured == "fp32")
+    assert any(phase.startswith("note: this CPU has no bf16") for phase in listener.said) == (measured == "fp32")
+
+
+ALL_MACS = 983488
+INT8_COVERAGE = {"openvino": 1.0, "onnxruntime": 1 - 16 * 192 * 64 / ALL_MACS}
+"""ONNX Runtime convolves in INT8 only where the output is quantized too: the patches, one layer, stay in fp32."""
+
+
+def int8_settings(source: Path, output: Path, images: Path, runtime: RuntimeName, **changes: Any) -> BuildSettings:
+    usual: dict[str, Any] = {
+        "source": str(source),
+        "output": output,
+        "runtime": runtime,
+        "precision": "int8",
+        "calibration": images,
+        "min_agreement": 0,  # random weights have no margins
+        "cache": output.parent / "cache",
+    }
+    return BuildSettings(**(usual | changes))
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_int8_for_a_cpu(vit_onnx: Path, images: Path, tmp_path: Path, runtime: RuntimeName) -> None:
+    bundle = build(int8_settings(vit_onnx, tmp_path / "b", images, runtime), Quiet())
+    bundle.verify()
+    manifest = bundle.manifest
+    assert (manifest.runtime, manifest.precision, manifest.target) == (runtime, "int8", None)
+    record = manifest.quantization
+    assert record is not None
+    assert (record.calibration, record.images, record.ranges) == (str(images), 11, "error")
+    assert (record.min_agreement, record.reached, record.agreement) == (0.0, True, None)
+    assert len(record.plan) == 10
+    assert {row.precision for row in record.plan} == {"int8"}
+    assert sum(row.macs for row in record.plan) == ALL_MACS
+    assert manifest.engine.int8_coverage == pytest.approx(INT8_COVERAGE[runtime], abs=1e-9)
+    against = manifest.engine.against_fp32
+    assert against is not None
+    assert (against.measured_on, against.measured_in, against.images) == ("engine", "int8", 11)
+    assert 0.99 < against.cosine < 0.999999
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_graph_that_came_quantized_is_built_for_a_cpu(
+    vit_onnx: Path, images: Path, tmp_path: Path, runtime: RuntimeName
+) -> None:
+    model, _ = rewrite(ir.load(vit_onnx))
+    quantized(model, [np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)], weights="int7")
+    ir.save(model, tmp_path / "q.onnx")
+    listener = Listener()
+    bundle = build(int8_settings(tmp_path / "q.onnx", tmp_path / "b", images, runtime), listener)
+    assert "taking the graph as it is" in listener.said
+    assert "warning: calibration images mean nothing for a graph that came quantized" in listener.said
+    record = bundle.manifest.quantization
+    assert record is not None
+    assert (record.calibration, record.images, record.images_sha256, record.plan) == (None, 0, None, ())
+    assert bundle.manifest.engine.int8_coverage == pytest.approx(INT8_COVERAGE[runtime], abs=1e-9)
+    settings = int8_settings(tmp_path / "q.onnx", tmp_path / "c", images, runtime, precision="fp32", calibration=None)
+    with pytest.raises(UsageError, match="holds Q/DQ nodes: it is no fp32 graph"):
+        build(settings, Quiet())
+
+
+def test_what_was_measured_is_not_measured_again(vit_onnx: Path, images: Path, tmp_path: Path) -> None:
+    listeners = [Listener(), Listener(), Listener()]
+    changes: list[dict[str, Any]] = [{}, {"runtime": "onnxruntime", "ranges": "max"}, {"calibration_images": 10}]
+    bundles = [
+        build(int8_settings(vit_onnx, tmp_path / "b", images, **({"runtime": "openvino"} | change)), listener)
+        for listener, change in zip(listeners, changes, strict=True)
+    ]
+    assert [listener.said.count("calibrating") for listener in listeners] == [1, 0, 1]
+    assert all("quantizing layer by layer" in listener.said for listener in listeners)
+    records = [bundle.manifest.quantization for bundle in bundles]
+    assert [(record.images, record.ranges) for record in records if record is not None] == [
+        (11, "error"),
+        (11, "max"),
+        (10, "error"),
+    ]
+
+
+def test_an_engine_short_of_its_agreement_says_so(
+    vit_onnx: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = Score(images=5, disagreeing=2, expected=0.55)
+    monkeypatch.setattr(plan, "search", lambda _model, codes, **_: Plan((*codes,)[2:], best, reached=False))
+    listener = Listener()
+    settings = int8_settings(vit_onnx, tmp_path / "b", images, "openvino", min_agreement=0.9)
+    record = build(settings, listener).manifest.quantization
+    assert record is not None
+    assert (record.min_agreement, record.reached, record.held_back) == (0.9, False, 5)
+    assert (record.agreement, record.expected_agreement) == (0.6, 0.55)
+    assert all(row.precision == "fp32" and "for agreement with fp32" in str(row.reason) for row in record.plan[:2])
+    assert all(row.precision == "int8" and row.reason is None for row in record.plan[2:])
+    assert all(row.cost is not None and row.cost > 0 for row in record.plan)
+    assert any("60.0% of 5 held-back images (expected: 55.0%)" in said for said in listener.said)
+    assert any(said.startswith("warning: that is short of --min-agreement 0.9") for said in listener.said)
 
 
 def test_onnx_runtime_has_no_bf16(checkpoint: Path, tmp_path: Path) -> None:
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b", runtime="onnxruntime", precision="bf16")
-    with pytest.raises(UsageError, match="onnxruntime engines are built in fp32, not in bf16"):
+    with pytest.raises(UsageError, match="onnxruntime engines are built in fp32 or int8, not in bf16"):
         build(settings, Quiet())
     assert list(tmp_path.iterdir()) == []
 
@@ -149,7 +243,7 @@ def test_a_source_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
 def test_an_engine_that_disagrees_is_not_left_behind(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(0.5, 0.9, 1.0))
+    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(8, 0.5, 0.9, 0.8, 1.0))
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "b")
     with pytest.raises(EngineError, match=r"cosine 0.90000, not 0.9999"):
         build(settings, Quiet())
@@ -159,7 +253,7 @@ def test_an_engine_that_disagrees_is_not_left_behind(
 def test_logits_that_are_not_numbers_disagree(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(0.5, float("nan"), 1.0))
+    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(8, 0.5, float("nan"), float("nan"), 1.0))
     with pytest.raises(EngineError, match="cosine nan"):
         build(BuildSettings(source=str(checkpoint), output=tmp_path / "b"), Quiet())
 

@@ -78,7 +78,7 @@ def changed(document: dict[str, Any], **changes: Any) -> str:
         (lambda _: "{", "is not JSON"),
         (lambda _: "[]", "is not a manifest"),
         (lambda _: "[" * 100_000, "is not JSON"),
-        (lambda document: changed(document, format=1), "has format 1; this version reads format 2"),
+        (lambda document: changed(document, format=2), "has format 2; this version reads format 3"),
         (lambda document: changed(document, surprise=1), "surprise: Extra inputs"),
         (lambda document: changed(document, runtime="magic"), "runtime: Input should be"),
         (lambda document: changed(document, files={"../x": {"sha256": "0" * 64, "bytes": 1}}), "not a plain file name"),

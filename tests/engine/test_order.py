@@ -146,10 +146,10 @@ def test_a_cpu_runtime_has_no_compute_capability(runtime: str) -> None:
 @pytest.mark.parametrize(
     ("runtime", "precision", "known"),
     [
-        ("openvino", "fp16", "fp32 or bf16"),
-        ("openvino", "int8", "fp32 or bf16"),
-        ("onnxruntime", "bf16", "fp32"),
-        ("onnxruntime", "fp8", "fp32"),
+        ("openvino", "fp16", "fp32 or bf16 or int8"),
+        ("openvino", "fp8", "fp32 or bf16 or int8"),
+        ("onnxruntime", "bf16", "fp32 or int8"),
+        ("onnxruntime", "fp8", "fp32 or int8"),
     ],
 )
 def test_a_precision_that_a_runtime_lacks_is_refused(runtime: str, precision: str, known: str) -> None:
@@ -157,9 +157,25 @@ def test_a_precision_that_a_runtime_lacks_is_refused(runtime: str, precision: st
     assert "--runtime tensorrt-rtx" in refused(UsageError, message, runtime=runtime, precision=precision)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_ranges_have_to_be_measured_on_something(tmp_path: Path, precision: str) -> None:
-    settings = {"runtime": "tensorrt-rtx", "precision": precision}
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_cpu_runtime_is_built_in_int8(tmp_path: Path, runtime: str) -> None:
+    taken = order(runtime=runtime, precision="int8", calibration=tmp_path)
+    assert (taken.runtime, taken.precision, taken.tensorrt) == (runtime, "int8", None)
+    assert taken.path.name == f"google--vit-int8-{runtime}"
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_cpu_runtime_has_no_attention_in_int8(tmp_path: Path, runtime: str) -> None:
+    settings = {"runtime": runtime, "precision": "int8", "calibration": tmp_path, "quantize_attention": True}
+    assert "tensorrt-rtx" in refused(UsageError, f"--quantize-attention means nothing for {runtime}", **settings)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    [("tensorrt-rtx", "int8"), ("tensorrt-rtx", "fp8"), ("openvino", "int8"), ("onnxruntime", "int8")],
+)
+def test_ranges_have_to_be_measured_on_something(tmp_path: Path, runtime: str, precision: str) -> None:
+    settings = {"runtime": runtime, "precision": precision}
     message = f"{precision} needs images to measure ranges on, and --calibration names none"
     assert "give --calibration DIR" in refused(UsageError, message, **settings)
     hint = "name a directory of images like those to classify"
@@ -195,7 +211,9 @@ RTX = ["--runtime", "tensorrt-rtx"]
         ([*RTX, "--compute-capability", "7.5", "--precision", "bf16"], 2, "needs Ampere (8.0) or later"),
         ([*RTX, "--precision", "fp8", "--calibration", "."], 2, "needs Ada (8.9) or later"),
         (["--runtime", "openvino", "--compute-capability", "8.9"], 2, "means nothing for openvino"),
-        (["--runtime", "openvino", "--precision", "int8"], 2, "--runtime tensorrt-rtx"),
+        (["--runtime", "openvino", "--precision", "fp16"], 2, "--runtime tensorrt-rtx"),
+        (["--runtime", "openvino", "--precision", "int8"], 2, "give --calibration DIR"),
+        (["--runtime", "onnxruntime", "--quantize-attention"], 2, "means nothing for onnxruntime"),
         ([*RTX, "--precision", "int8"], 2, "give --calibration DIR"),
         ([*RTX, "--precision", "int4"], 2, "--precision"),
         ([*RTX, "--precision", "fp8", "--calibration", "/nowhere"], 2, "/nowhere is not a directory"),
@@ -215,7 +233,8 @@ def test_the_command_line_refuses_on_one_line(
 
 
 @pytest.mark.usefixtures("rtx")
-def test_auto_builds_for_tensorrt_what_nothing_here_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_builds_for_tensorrt_what_nothing_here_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(driver, "gpus", list)
     assert order(precision="fp16").runtime == "tensorrt-rtx"
     assert order(precision="fp32").runtime == "openvino"
+    assert order(precision="int8", calibration=tmp_path).runtime == "openvino"

@@ -18,6 +18,7 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from tests.engine.conftest import BATCH, Listener
+from tests.quantize.graphs import PLAIN, quantized
 from trt_vit.cli import run
 from trt_vit.cuda import driver
 from trt_vit.cuda.driver import Gpu
@@ -32,8 +33,11 @@ from trt_vit.engine.prepare import Prepared
 from trt_vit.engine.progress import Quiet
 from trt_vit.engine.verify import Verdict
 from trt_vit.errors import EngineError, OutputError, TrtVitError, UsageError
-from trt_vit.quantize.qdq import quantize
-from trt_vit.quantize.ranges import activation_ranges
+from trt_vit.quantize.equalize import Numbers
+from trt_vit.quantize.linear import groups, linear_layers
+from trt_vit.quantize.qdq import place
+from trt_vit.quantize.solve import solve
+from trt_vit.quantize.statistics import measure
 from trt_vit.runtime.tensorrt import ENGINE, TensorRtRuntime
 
 if TYPE_CHECKING:
@@ -46,11 +50,17 @@ if TYPE_CHECKING:
     from trt_vit.runtime.tensorrt_family import Family
 
 PRECISIONS = ["fp32", "fp16", "bf16", "int8", "fp8"]
-MOST_LAYERS = {"fp32": 35, "fp16": 24, "bf16": 24, "int8": 26, "fp8": 25}
+MOST_LAYERS = {"fp32": 35, "fp16": 24, "bf16": 24, "int8": 25, "fp8": 26}
 """Measured with TensorRT for RTX 1.7.1; the two layers, the patches and the head."""
-MOST_WEIGHTS = {"fp16": 0.53, "bf16": 0.53, "int8": 0.30, "fp8": 0.34}
-"""Bytes of weights as a share of those in fp32. Of 81,035 numbers 78,272 are in linear layers (FP8: all but 12,288)."""
+MOST_WEIGHTS = {"fp16": 0.53, "bf16": 0.53, "int8": 0.32, "fp8": 0.34}
+"""Bytes of weights as a share of those in fp32.
+
+Of 81,035 numbers 78,272 are in linear layers (FP8: all but 12,288; INT8: all but 8,192)."""
 LINEAR_LAYERS = 10
+PROJECTIONS = [17 * 64 * 64, 64 * 64]
+"""Multiply-accumulates of the layers behind the attentions, the second for the class token alone."""
+INT8_SHARE = 1 - sum(PROJECTIONS) / 983488
+"""What else there is, as a share of all multiply-accumulates."""
 
 
 class Built(Protocol):
@@ -117,14 +127,41 @@ def test_weights_shrink_as_their_numbers_do(built: Built, precision: str) -> Non
     assert MOST_WEIGHTS[precision] - 0.05 < share <= MOST_WEIGHTS[precision]
 
 
-def test_int8_covers_every_linear_layer(built: Built, workshop: Workshop) -> None:
+def test_int8_covers_every_linear_layer_but_those_behind_attentions(built: Built, workshop: Workshop) -> None:
     manifest = built("int8").manifest
-    assert manifest.engine.int8_coverage == 1.0
     record = manifest.quantization
     assert record is not None
-    assert (record.calibration, record.images, record.left_out) == (str(workshop.images), 8, {})
-    assert len(record.quantized) == LINEAR_LAYERS
+    assert (record.calibration, record.images) == (str(workshop.images), 8)
     assert record.images_sha256 is not None
+    assert len(record.plan) == LINEAR_LAYERS
+    left_out = [row for row in record.plan if row.reason is not None]
+    assert [row.macs for row in left_out] == PROJECTIONS
+    assert all(row.precision == "fp16" and "an attention's output" in str(row.reason) for row in left_out)
+    kept = [row for row in record.plan if row.reason is None]
+    assert all(row.precision == "int8" and row.amax is not None and row.amax > 0 for row in kept)
+    assert manifest.engine.int8_coverage == pytest.approx(INT8_SHARE, abs=1e-9)
+    assert sum(row.macs for row in record.plan) == 983488
+
+
+def test_attention_in_int8_covers_the_projections_too(workshop: Workshop, tmp_path: Path) -> None:
+    manifest = workshop.build(tmp_path / "b", precision="int8", quantize_attention=True).manifest
+    assert manifest.engine.int8_coverage == 1.0
+    assert manifest.engine.fused_attention == manifest.engine.attentions == 2
+    assert manifest.engine.layers <= MOST_LAYERS["int8"]
+    assert manifest.quantization is not None
+    plan = manifest.quantization.plan
+    assert {row.reason for row in plan} == {None}
+    assert [row.macs for row in plan if row.attention] == PROJECTIONS
+    assert manifest.engine.against_fp32 is not None
+    assert manifest.engine.against_fp32.cosine > 0.99
+
+
+def test_agreement_is_not_looked_for_where_none_is_asked_for(built: Built) -> None:
+    record = built("int8").manifest.quantization
+    assert record is not None
+    assert (record.min_agreement, record.reached) == (0.0, True)
+    assert (record.held_back, record.agreement, record.expected_agreement) == (None, None, None)
+    assert {row.cost for row in record.plan} == {None}
 
 
 def test_fp8_leaves_the_patches_out(built: Built) -> None:
@@ -132,8 +169,8 @@ def test_fp8_leaves_the_patches_out(built: Built) -> None:
     assert manifest.engine.int8_coverage == 0.0
     record = manifest.quantization
     assert record is not None
-    assert list(record.left_out.values()) == ["FP8 is for matrix products"]
-    assert len(record.quantized) == LINEAR_LAYERS - 1
+    assert [row.reason for row in record.plan if row.reason is not None] == ["FP8 is for matrix products"]
+    assert [row.precision for row in record.plan] == ["fp16", *["fp8"] * (LINEAR_LAYERS - 1)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -145,14 +182,16 @@ def test_what_is_not_quantized_has_no_record_of_it(built: Built, precision: str)
 def test_lanes_change_no_layer(built: Built, workshop: Workshop, tmp_path: Path) -> None:
     one, two = built("int8").manifest, workshop.build(tmp_path / "b", precision="int8", lanes=2).manifest
     assert (two.engine.kinds, two.engine.precisions) == (one.engine.kinds, one.engine.precisions)
-    assert two.engine.int8_coverage == 1.0
+    assert two.engine.int8_coverage == one.engine.int8_coverage
     assert two.target == TargetRecord(lanes=2, compute_capability="8.9", aux_streams=0)
 
 
 def test_the_description_names_what_was_built(built: Built) -> None:
     document = describe(built("int8"))
     assert (document["runtime"], document["precision"]) == ("tensorrt-rtx", "int8")
-    assert document["int8_coverage"] == 1.0
+    assert document["int8_coverage"] == pytest.approx(INT8_SHARE, abs=1e-9)
+    assert len(document["plan"]) == LINEAR_LAYERS
+    assert list(document["left_out"]) == [row["layer"] for row in document["plan"] if row["precision"] == "fp16"]
     assert document["engine_bytes"] == (built("int8").path / ENGINE).stat().st_size
     assert document["batch"] == [1, 4, 8]
 
@@ -193,7 +232,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> CountingBuilder:
 def take(rtx: Family, root: Path, *, batch: BatchProfile = BATCH, **target: Any) -> Plan:
     """Build the plan of a graph, or take it from the cache."""
     (root / "g.onnx").write_bytes(b"graph")
-    prepared = Prepared(root / "g.onnx", 0, {"fc1": 1}, ())
+    prepared = Prepared(root / "g.onnx", 0, {"fc1": 1}, 1.0, None)
     record = TargetRecord(**({"compute_capability": "8.9"} | target))
     return tensorrt._plan(batch, prepared, family=rtx, target=record, cache=root, progress=Quiet())
 
@@ -264,7 +303,7 @@ def pixels() -> np.ndarray:
 def own_qdq(vit_onnx: Path, pixels: np.ndarray) -> Path:
     """The ViT with our Q/DQ nodes in an otherwise fp32 graph."""
     model = ir.load(vit_onnx)
-    quantize(model, activation_ranges(model, [pixels]), "int8")
+    quantized(model, [pixels])
     ir.save(model, vit_onnx.with_name("own.onnx"))
     return vit_onnx.with_name("own.onnx")
 
@@ -305,7 +344,8 @@ def test_a_graph_that_came_quantized_is_built_as_it_is(
     assert bundle.manifest.engine.int8_coverage == 1.0
     record = bundle.manifest.quantization
     assert record is not None
-    assert (record.calibration, record.images, record.images_sha256, record.quantized) == (None, 0, None, ())
+    assert (record.calibration, record.images, record.images_sha256, record.plan) == (None, 0, None, ())
+    assert (record.reached, record.agreement) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +354,9 @@ def test_a_graph_that_came_quantized_is_built_as_it_is(
         ({"precision": "fp16"}, "holds Q/DQ nodes: it is no fp16 graph", "--precision int8"),
         ({"precision": "fp32"}, "holds Q/DQ nodes: it is no fp32 graph", "--precision int8"),
         (
-            {"runtime": "openvino", "compute_capability": None},
-            "is quantized already, and openvino engines are built from fp32 graphs",
-            "tensorrt-rtx",
+            {"precision": "fp32", "runtime": "openvino", "compute_capability": None},
+            "holds Q/DQ nodes: it is no fp32 graph",
+            "--precision int8",
         ),
     ],
 )
@@ -340,22 +380,44 @@ def test_int8_ranges_have_to_come_from_somewhere(workshop: Workshop, tmp_path: P
 
 
 def test_an_int8_engine_that_hardly_computes_in_int8_is_refused(
-    workshop: Workshop, vit_onnx: Path, pixels: np.ndarray, tmp_path: Path
+    workshop: Workshop, builder: CountingBuilder, tmp_path: Path
 ) -> None:
-    model = ir.load(vit_onnx)
-    ranges = activation_ranges(model, [pixels])
-    head = model.graph.outputs[0].producer()
-    assert head is not None
-    name = str(head.inputs[0].name)  # type: ignore[union-attr]
-    quantize(model, {name: ranges[name]}, "int8")
-    ir.save(model, tmp_path / "head.onnx")
+    """The compiler, a stand-in, has left nearly all of it in fp16."""
     output = tmp_path / "b"
     left_nothing(
         output,
         EngineError,
-        lambda: workshop.build(output, source=str(tmp_path / "head.onnx"), precision="int8", calibration=None),
-        "of the linear layers' arithmetic only 0% runs in int8",
+        lambda: workshop.build(output, precision="int8", cache=tmp_path / "cache"),
+        r"\d\d% of the linear layers' arithmetic is in int8 in the graph and only 0% in the engine that was built",
     )
+    assert builder.built == 1
+
+
+@pytest.mark.parametrize(("share", "refused"), [(1.0, True), (0.61, True), (0.6, False), (0.3, False), (0.0, False)])
+def test_an_engine_has_half_of_what_its_graph_has(tmp_path: Path, share: float, *, refused: bool) -> None:
+    """Three parts of ten run in INT8."""
+    layers = [EngineLayer("a", "gemm", ("fc1",), ("int8", "int8")), EngineLayer("b", "gemm", ("fc2",), ("fp16",))]
+    prepared = Prepared(tmp_path / "g.onnx", 0, {"fc1": 3, "fc2": 7}, share, None)
+    if not refused:
+        tensorrt.refuse_other_precision(layers, prepared, "int8")
+        return
+    message = f"{share:.0%} of the linear layers' arithmetic is in int8 in the graph and only 30% in the engine"
+    with pytest.raises(EngineError, match=message) as caught:
+        tensorrt.refuse_other_precision(layers, prepared, "int8")
+    assert "another --precision" in caught.value.hint
+
+
+def test_a_graph_that_came_quantized_in_its_head_alone_is_built(
+    workshop: Workshop, vit_onnx: Path, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    model = ir.load(vit_onnx)
+    statistics = measure(model, [pixels], images=len(pixels))
+    *_, head = groups(linear_layers(model))
+    place(model, [solve(head, statistics, Numbers("int8", "int8"), PLAIN)])
+    ir.save(model, tmp_path / "head.onnx")
+    source = str(tmp_path / "head.onnx")
+    engine = workshop.build(tmp_path / "b", source=source, precision="int8", calibration=None).manifest.engine
+    assert 0 < engine.int8_coverage < 0.01
 
 
 def test_an_operator_that_tensorrt_lacks_leaves_nothing(workshop: Workshop, vit_onnx: Path, tmp_path: Path) -> None:
@@ -400,7 +462,7 @@ def test_an_engine_whose_graph_disagrees_leaves_nothing(
 ) -> None:
     built("fp16")
     output = tmp_path / "b"
-    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(0.5, 0.9, 1.0))
+    monkeypatch.setattr(verify, "compare_logits", lambda *_: Comparison(8, 0.5, 0.9, 0.8, 1.0))
     message = r"the fp16 graph disagrees with fp32: cosine 0\.90000, not 0\.999"
     left_nothing(output, EngineError, lambda: workshop.build(output, precision="fp16"), message)
 
@@ -442,7 +504,7 @@ def test_with_such_a_gpu_the_engine_itself_is_run(
 ) -> None:
     built("fp16")
     monkeypatch.setattr(driver, "gpus", lambda: [Gpu("NVIDIA L4", capability, 1)])
-    verdict = Verdict("engine", "fp16", Comparison(1.0, 1.0, 0.0))
+    verdict = Verdict("engine", "fp16", Comparison(8, 1.0, 1.0, 1.0, 0.0))
     monkeypatch.setattr(tensorrt, "verify_engine", lambda *_: (verdict, LoadedEngine()))
     engine = workshop.build(tmp_path / "b", precision="fp16").manifest.engine
     assert engine.against_fp32 is not None

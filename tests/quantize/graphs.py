@@ -10,12 +10,23 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from trt_vit.quantize.equalize import Methods, Numbers
+from trt_vit.quantize.linear import groups, linear_layers
+from trt_vit.quantize.qdq import place
+from trt_vit.quantize.solve import reason_to_leave_out, solve
+from trt_vit.quantize.statistics import measure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from trt_vit.quantize.codes import Code
+    from trt_vit.quantize.solve import GroupCodes
+
 OPSET = 21
+PLAIN = Methods(equalize=False, ranges="max", round_together=False, correct_biases=False)
+"""Nothing done for accuracy: ranges that clip nothing, each weight rounded to its nearest code."""
 
 
 def graph_of(
@@ -86,3 +97,22 @@ def dtypes(values: Sequence[ir.Value | None]) -> list[str]:
     """The types of the float tensors among some, by their short names (f32, f16, bf16)."""
     found = [value.dtype for value in values if value is not None and value.dtype is not None]
     return [dtype.short_name() for dtype in found if dtype.is_floating_point()]
+
+
+def quantized(
+    model: ir.Model,
+    batches: Sequence[NDArray[np.float32]],
+    number: Code = "int8",
+    weights: Code | None = None,
+    methods: Methods = PLAIN,
+) -> list[GroupCodes]:
+    """Quantize every linear layer of a graph that can be, in place, and return what each group of them became."""
+    statistics = measure(model, batches, images=sum(len(batch) for batch in batches))
+    numbers = Numbers(number, weights or number)
+    solved = [
+        solve(group, statistics, numbers, methods)
+        for group in groups(linear_layers(model))
+        if reason_to_leave_out(group, statistics, number) is None
+    ]
+    place(model, solved)
+    return solved

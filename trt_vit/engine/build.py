@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tempfile
 from contextlib import contextmanager
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-import trt_vit
-from trt_vit.caches import cache_directory, digest_of
+from trt_vit.caches import cache_directory
 from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine import onnxruntime, openvino, tensorrt
 from trt_vit.engine.layers import share_of
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.order import QUANTIZED, take_order, uncalibrated
-from trt_vit.engine.progress import Steps
 from trt_vit.engine.record import manifest, model_record, quantization_record
 from trt_vit.engine.verify import Built, generated_images, verify_engine
 from trt_vit.errors import ArtifactError, EngineError, UsageError
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = BatchProfile(min=1, opt=8, max=32)
 _COMPARED_IMAGES = 32
-_CALIBRATIONS_BYTES = 4 * 2**30
-"""Calibrations above this, the longest unused first, are removed when another is stored."""
 
 
 def build(settings: BuildSettings, progress: BuildProgress) -> bundles.Bundle:
@@ -166,14 +161,12 @@ def _compared_images(export: Export, calibration: CalibrationSet | None) -> NDAr
 
 
 def _quantizer(order: Order, export: Export, chosen: CalibrationSet, progress: BuildProgress) -> Quantizer:
-    """Return what calibrates a rewritten graph on the chosen images and quantizes it."""
-    from trt_vit.caches import FileCache  # noqa: PLC0415 - onnx and the decoders, which only this build needs
-    from trt_vit.quantize.calibrate import calibrate  # noqa: PLC0415
-    from trt_vit.quantize.calibration import read_batches  # noqa: PLC0415
+    """Return what calibrates a rewritten graph on the chosen images and quantizes it as was ordered."""
+    from trt_vit.engine.quantizer import quantizer  # noqa: PLC0415 - onnx and the decoders, which only this build needs
     from trt_vit.quantize.equalize import Methods, Numbers  # noqa: PLC0415
-    from trt_vit.quantize.plan import Wish, quantize  # noqa: PLC0415
+    from trt_vit.quantize.plan import Wish  # noqa: PLC0415
 
-    settings, tell = order.settings, Steps(progress)
+    settings = order.settings
     code: Literal["int8", "fp8"] = "fp8" if order.precision == "fp8" else "int8"
     wish = Wish(
         numbers=Numbers(code, code if order.tensorrt is not None else "int7"),
@@ -182,42 +175,7 @@ def _quantizer(order: Order, export: Export, chosen: CalibrationSet, progress: B
         attention=settings.quantize_attention,
         methods=Methods(ranges=settings.ranges),
     )
-
-    def quantizer(model: ir.Model) -> Quantization:
-        calibration = calibrate(
-            model,
-            chosen.paths,
-            lambda paths: read_batches(paths, export.preprocessing, export.image_size, batch=export.batch),
-            cache=FileCache((settings.cache or cache_directory()) / "calibrations", _CALIBRATIONS_BYTES),
-            facts={
-                "trt_vit": trt_vit.__version__,
-                "graph": digest_of(export.path),
-                "images": chosen.sha256,
-                "preprocessing": export.preprocessing.model_dump(mode="json"),
-                "onnxruntime": importlib.metadata.version("onnxruntime"),
-            },
-            tell=tell,
-        )
-        result = quantize(model, calibration, wish, tell)
-        tell.finish()
-        _report(result, settings.min_agreement, progress)
-        return result
-
-    return quantizer
-
-
-def _report(result: Quantization, least: float, progress: BuildProgress) -> None:
-    kept = [placement for placement in result.placements if placement.left_out is None]
-    share = sum(p.macs for p in kept) / sum(p.macs for p in result.placements)
-    progress.phase(f"quantized {len(kept)} of {len(result.placements)} linear layers, {share:.1%} of their arithmetic")
-    if result.score is None:
-        return
-    said = (
-        f"{result.score.agreement:.1%} of {result.score.images} held-back images (expected {result.score.expected:.1%})"
-    )
-    progress.phase(f"the top-1 is that of fp32 on {said}")
-    if not result.reached:
-        progress.phase(f"warning: that is short of --min-agreement {least:g}, and no plan that was tried comes closer")
+    return quantizer(export, chosen, wish, cache=settings.cache or cache_directory(), progress=progress)
 
 
 def _build_for_cpu(
@@ -248,7 +206,8 @@ def _build_for_cpu(
     else:
         onnxruntime.write_engine(source, engine.path)
     progress.phase("comparing with the fp32 reference")
-    verdict, loaded = verify_engine(order.runtime, engine, export, images)
+    quantized = None if prepared is None else prepared.path
+    verdict, loaded = verify_engine(order.runtime, engine, export, images, quantized=quantized)
     if verdict.measured_in != order.precision:
         progress.phase(f"note: this CPU has no {order.precision} arithmetic: compared in {verdict.measured_in}")
     statistics = loaded.statistics()

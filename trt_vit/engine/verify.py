@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _IMAGES = 8
 _LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99, "int8": 0.9, "fp8": 0.9}
 """Below these, something is broken: they are no measure of accuracy, which only labelled images give."""
+_LEAST_COSINE_OF_CODES = 0.98
+"""Of an engine's logits with those of its own graph, every Q/DQ node as it stands: some codes are one apart."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ class Built:
 
 
 def verify_engine(
-    runtime: RuntimeName, engine: EngineFiles, export: Export, images: NDArray[np.float32]
+    runtime: RuntimeName,
+    engine: EngineFiles,
+    export: Export,
+    images: NDArray[np.float32],
+    *,
+    quantized: Path | None = None,
 ) -> tuple[Verdict, Runtime]:
     """Load an engine as a run would and hold its logits against ONNX Runtime's in fp32.
 
@@ -75,6 +82,8 @@ def verify_engine(
         engine: The engine.
         export: The graph it came from, the fp32 one or the one that came quantized.
         images: Preprocessed, float32 [n, 3, height, width].
+        quantized: The quantized graph that the engine was built from, to hold against it too: that its accuracy was
+            searched for is worth nothing if a runtime computes something else.
 
     Returns:
         The verdict, and the loaded engine.
@@ -92,7 +101,20 @@ def verify_engine(
         expected=engine.precision,
         measured=("engine", loaded.inference_precision),
     )
+    if quantized is not None:
+        _refuse_other_logits(loaded, _onnxruntime(quantized, export), export, images)
     return verdict, loaded
+
+
+def _refuse_other_logits(loaded: Runtime, graph: Infer, export: Export, images: NDArray[np.float32]) -> None:
+    size = export.batch or loaded.batch_size
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    own, expected = (np.concatenate([infer(part) for part in parts]) for infer in (loaded.lanes[0].infer, graph))
+    cosine = compare_logits(own, expected).cosine
+    if not cosine >= _LEAST_COSINE_OF_CODES:
+        message = f"the engine does not compute what its quantized graph says: cosine {cosine:.5f}"
+        hint = "build for another --runtime, and report the checkpoint and the versions"
+        raise EngineError(message, hint=hint)
 
 
 def verify_graph(graph: Path, precision: Precision, export: Export, images: NDArray[np.float32]) -> Verdict:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from trt_vit.graph.attentions import product_before
 from trt_vit.graph.edit import constant, initializer, producer, scalar, sole_user
 
 if TYPE_CHECKING:
@@ -55,20 +56,9 @@ def _attention_products(graph: ir.Graph) -> Iterator[ir.Node]:
     """The product of queries and keys before each Softmax."""
     for node in graph:
         if node.domain == "" and node.op_type == "Softmax":
-            product = _before_softmax(node.inputs[0])
+            product = product_before(node.inputs[0])
             if product is not None and all(constant(value) is None for value in product.inputs):
                 yield product
-
-
-def _before_softmax(value: ir.Value | None) -> ir.Node | None:
-    """Follow scores up to the product, through masks, position biases, views and scales."""
-    node = None if value is None else value.producer()
-    if node is None or node.domain != "" or node.op_type not in {*_VIEWS, "Add", "Div", "MatMul", "Mul"}:
-        return None
-    if node.op_type == "MatMul":
-        return node
-    operands = node.inputs if node.op_type in {"Add", "Mul"} else node.inputs[:1]
-    return next((found for operand in operands if (found := _before_softmax(operand)) is not None), None)
 
 
 def _scale(graph: ir.Graph, product: ir.Node) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trt_vit.graph.attentions import product_before
 from trt_vit.graph.edit import constant, producer
 from trt_vit.quantize.codes import LARGEST, activation_scale
 from trt_vit.quantize.tensors import quantize_tensor
@@ -48,6 +49,8 @@ class Attention:
     @property
     def fuses_in_int8(self) -> bool:
         """Whether TensorRT has an INT8 kernel for it, as far as sizes tell; where they are not known, it has none."""
+        if self.softmax.inputs[0] is not self.scores.outputs[0]:
+            return False  # a bias or a mask between them: not tried
         probabilities, weighted = self.softmax.outputs[0].shape, self.values.inputs[1]
         tokens = None if probabilities is None else probabilities[-1]
         size = None if weighted is None or weighted.shape is None else weighted.shape[-1]
@@ -62,7 +65,7 @@ def attention_behind(value: ir.Value) -> Attention | None:
     if node is None or node.op_type != "MatMul" or any(constant(given) is not None for given in node.inputs):
         return None
     softmax = producer(node.inputs[0], "Softmax")
-    scores = None if softmax is None else producer(softmax.inputs[0], "MatMul")
+    scores = None if softmax is None else product_before(softmax.inputs[0])
     if softmax is None or scores is None or len(softmax.outputs[0].uses()) != 1:
         return None
     return Attention(scores, softmax, node)

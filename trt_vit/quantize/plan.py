@@ -30,6 +30,13 @@ _SENSITIVITY_IMAGES = 16
 _UNPAID = "an attention's output: in INT8 it costs TensorRT a kernel more, and is a twelfth of a layer"
 
 
+_SOUND = frozenset({
+    "Add", "Erf", "Gather", "Gelu", "LayerNormalization", "Mul", "Relu", "Reshape", "Sigmoid", "Tanh", "Transpose",
+})  # fmt: skip
+"""Operators behind which OpenVINO 2026.4 shifts and scales channels as it is told to. It fuses that into the operator
+before, and what it makes of a ReduceMean that drops its axis, or of a Concat with one, takes the wrong channels."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What a quantized graph is to be.
@@ -117,13 +124,18 @@ def quantize(model: ir.Model, calibration: Calibration, wish: Wish, tell: Tell) 
             batches=calibration.held_back,
             reference=calibration.reference,
             least=wish.least_agreement,
-            tell=lambda left_out, score: tell(f"{left_out} groups left out: {score}", left_out, len(codes)),
+            tell=lambda left_out, score: tell(_told(left_out, score), 1, 1),
         )
     place(model, [codes[name] for name in plan.quantized])
     RemoveUnusedNodesPass()(model)
     for name in codes.keys() - set(plan.quantized):
         reasons[name] = f"for agreement with fp32: alone it moves the logits by {costs[name] ** 0.5:.2g}"
     return Quantization(tuple(_placements(found, codes, reasons, costs)), plan.score, plan.reached)
+
+
+def _told(left_out: int, score: Score) -> str:
+    same = f"{score.images - score.disagreeing} of {score.images} answers as before, {score.expected:.1%} expected"
+    return f"{left_out} groups of layers left out: {same}"
 
 
 def _reason(group: Group, calibration: Calibration, wish: Wish) -> str | None:
@@ -149,11 +161,16 @@ def _attention(group: Group, wish: Wish) -> tuple[str, ...] | None:
 def _solve(group: Group, calibration: Calibration, wish: Wish) -> GroupCodes:
     attention = _attention(group, wish)
     # Between an attention and the codes of its output nothing may stand, or it is not fused.
-    methods = wish.methods if attention is None else replace(wish.methods, equalize=False)
+    sound = attention is None and (wish.tensorrt or _is_sound_behind(group.layers[0].activation.producer()))
+    methods = replace(wish.methods, equalize=wish.methods.equalize and sound)
     codes = solve(group, calibration.statistics, wish.numbers, methods)
     if attention is None:
         return codes
     return replace(codes, attention={name: calibration.statistics.largest[name] for name in attention})
+
+
+def _is_sound_behind(source: ir.Node | None) -> bool:
+    return source is None or (source.op_type in _SOUND and source.domain == "")
 
 
 def _placements(

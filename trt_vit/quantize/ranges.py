@@ -5,6 +5,8 @@ The default, the error of the layers that read the tensor, is found in ``trt_vit
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,8 +51,9 @@ def _entropy(values: NDArray[np.float32]) -> float:
     collector = HistogramCollector(
         method="entropy", symmetric=True, num_bins=_BINS, num_quantized_bins=_LEVELS, percentile=100, scenario="same"
     )
-    collector.collect({"values": [values]})
-    (low, high, *_), *_ = collector.compute_collection_result().values()
+    with redirect_stdout(StringIO()):  # it tells what it does, of each tensor in four lines
+        collector.collect({"values": [values]})
+        (low, high, *_), *_ = collector.compute_collection_result().values()
     return float(max(abs(low), abs(high)))
 
 

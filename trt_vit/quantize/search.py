@@ -2,7 +2,8 @@
 
 Each group of layers has a cost, what it does to the logits when it is quantized alone, and a worth, its share of the
 arithmetic. Squared errors of groups add up, near enough, so layers are left out in the order of cost over worth, and
-the plan is the first in that order that agrees with fp32 on images that nothing was fitted to.
+the plan is the first in that order that agrees with fp32 on images that nothing was fitted to. What costs much and is
+worth next to nothing, as a classifier often does, is left out in any case.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _FIRM = 0.995
 """The largest expected agreement that is asked for: a few dozen images do not tell more."""
 _ROUNDING = 1e-9
+_WORTHLESS = 0.002
+"""Share of the arithmetic that groups may have together and be left out for their cost alone."""
+_DEAR = 10.0
+"""How often a group's share of the cost is its share of the arithmetic then, at least."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,29 @@ def search(
             tell(left_out, trials[left_out][0])
         return trials[left_out][0].reaches(least)
 
-    chosen = 0
-    if not passes(0):
-        errors = trials[0][1] - reference
-        remaining = np.array([sum(costs[name] for name in order[count:]) for count in range(len(order))])
+    chosen = start = _not_worth_it([(costs[name], macs[name]) for name in order])
+    if not passes(start) and start < len(order) - 1:
+        errors = trials[start][1] - reference
+        remaining = np.array([sum(costs[name] for name in order[count:]) for count in range(start, len(order))])
         guess = _guess(errors, reference, remaining / max(remaining[0], np.finfo(float).tiny), least)
-        chosen = _first(passes, 0, len(order) - 1, guess)
+        chosen = _first(passes, start, len(order) - 1, start + guess)
     if not passes(chosen):
         chosen = max(trials, key=lambda count: (min(trials[count][0].agreement, trials[count][0].expected), -count))
     score = trials[chosen][0]
     kept = set(order[chosen:])
     return Plan(tuple(name for name in groups if name in kept), score, score.reaches(least))
+
+
+def _not_worth_it(order: Sequence[tuple[float, int]]) -> int:
+    """Return how many groups, of the first in an order of cost and arithmetic, are left out in any case."""
+    cost, arithmetic = (sum(column) for column in zip(*order, strict=True))
+    count, spent = 0, 0
+    for own_cost, own in order[:-1]:
+        spent += own
+        if spent > _WORTHLESS * arithmetic or own_cost * arithmetic < _DEAR * own * cost or not own_cost:
+            break
+        count += 1
+    return count
 
 
 def _guess(
