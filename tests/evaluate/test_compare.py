@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -48,10 +47,12 @@ def pixels(path: str) -> NDArray[np.float32]:
     return np.asarray(small, np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
 
 
-def logits(bundle: Bundle, paths: list[str]) -> NDArray[np.float32]:
+def logits(bundle: Bundle, paths: list[str], *, brighter: float = 0.0) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(bundle.path / "engine.onnx", providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    return np.concatenate([session.run(None, {given.name: pixels(path)[None]})[0] for path in paths])
+    return np.concatenate(
+        [session.run(None, {given.name: pixels(path)[None] + np.float32(brighter)})[0] for path in paths]
+    )
 
 
 def compared(first: Bundle, second: Bundle, *inputs: Path) -> tuple[Difference, list[tuple[int, int]]]:
@@ -80,7 +81,7 @@ def test_engines_of_two_runtimes_are_one_model(
     difference, _ = compared(openvino_bundle, onnxruntime_bundle, images)
     assert difference.comparison.agreement == 1
     assert difference.comparison.min_cosine > 0.9999
-    assert 0 < difference.comparison.max_abs_difference < 1e-3
+    assert difference.comparison.max_abs_difference < 1e-3
 
 
 def test_what_two_engines_say_is_counted_class_by_class(
@@ -100,10 +101,10 @@ def test_what_two_engines_say_is_counted_class_by_class(
     by_class = defaultdict(list)
     for index, agrees in zip(a.argmax(axis=1).tolist(), same.tolist(), strict=True):
         by_class[index].append(agrees)
-    rows = {row.index: (row.label, row.images, row.agreement) for row in difference.classes}
-    assert rows == {
-        index: (LABELS[index], len(found), pytest.approx(np.mean(found))) for index, found in by_class.items()
-    }
+    assert {row.index for row in difference.classes} == by_class.keys()
+    for row in difference.classes:
+        assert (row.label, row.images) == (LABELS[row.index], len(by_class[row.index]))
+        assert row.agreement == pytest.approx(np.mean(by_class[row.index]))
     assert comparison.agreement < 1
     order = [(row.agreement, row.index) for row in difference.classes]
     assert order == sorted(order)
@@ -143,9 +144,7 @@ def test_no_image_that_can_be_used(onnxruntime_bundle: Bundle, tmp_path: Path) -
         compared(onnxruntime_bundle, onnxruntime_bundle, tmp_path)
 
 
-def test_other_classes_are_refused(
-    onnxruntime_bundle: Bundle, checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
+def test_other_classes_are_refused(onnxruntime_bundle: Bundle, checkpoint: Path, images: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(reversed(LABELS)), encoding="utf-8")
     settings = BuildSettings(source=str(checkpoint), output=tmp_path / "other", runtime="onnxruntime", labels=labels)
@@ -157,11 +156,10 @@ def test_other_classes_are_refused(
 def test_each_engine_gets_the_images_as_its_checkpoint_wants_them(
     onnxruntime_bundle: Bundle, images: Path, tmp_path: Path
 ) -> None:
-    """The same weights with another normalization: what is right for one is wrong for the other."""
+    """The same weights with another mean, 0.9 in place of 0.5."""
     root = tmp_path / "dark"
     checkpoint = random_checkpoint("vit", root / "vit")
     config = checkpoint / "preprocessor_config.json"
-    shutil.copy(config, tmp_path / "as-before.json")
     text = config.read_text(encoding="utf-8")
     config.write_text(text.removesuffix("}") + ', "image_mean": [0.9, 0.9, 0.9]}', encoding="utf-8")
     dark = built(checkpoint, root / "bundle")
@@ -170,5 +168,6 @@ def test_each_engine_gets_the_images_as_its_checkpoint_wants_them(
     assert [path for batch in found for path in batch.paths] == paths
     assert all(error is None for batch in found for error in batch.errors)
     first, second = (np.concatenate([batch.logits[index] for batch in found]) for index in range(2))
-    np.testing.assert_allclose(first, logits(onnxruntime_bundle, paths), rtol=1e-3, atol=1e-3)
-    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_allclose(first, logits(onnxruntime_bundle, paths), atol=1e-4)
+    np.testing.assert_allclose(second, logits(dark, paths, brighter=(0.5 - 0.9) / 0.5), atol=1e-4)
+    assert np.abs(first - second).max() > 0.01

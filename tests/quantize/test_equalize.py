@@ -47,7 +47,7 @@ def gelu(seed: int = 0) -> Draw:
 
     def draw(count: int) -> NDArray[np.float32]:
         x = 2 * inner(count)
-        return (x * (1 + erf(x / 2**0.5)) / 2).astype(np.float32)
+        return np.asarray(x * (1 + erf(x / 2**0.5)) / 2, dtype=np.float32)
 
     return draw
 

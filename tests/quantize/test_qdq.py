@@ -461,3 +461,42 @@ def test_what_is_done_for_accuracy_brings_a_vit_closer(
     assert any(group.operand.shift is not None or group.operand.scale is not None for group in solved)
     error = np.square(evaluate(best, pixels) - reference).sum()
     assert error < 0.5 * np.square(evaluate(plain, pixels) - reference).sum()
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [  # one weight of three layers, two of which read one tensor
+            helper.make_node("MatMul", ["x", "w"], ["q"], name="q"),
+            helper.make_node("MatMul", ["x", "w"], ["k"], name="k"),
+            helper.make_node("Relu", ["q"], ["r"], name="r"),
+            helper.make_node("MatMul", ["r", "w"], ["z"], name="z"),
+            helper.make_node("Add", ["z", "k"], ["y"], name="y"),
+        ]
+    ],
+)
+def test_layers_that_share_a_weight_are_quantized_each(nodes: list[Any]) -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+    model = graph_of(nodes, {"w": weight}, given={"x": ("batch", 3)}, outputs={"y": ("batch", 3)})
+    before = evaluate(model, _X)
+    quantized(model, [_X, _X], methods=PLAIN)
+    check(model)
+    assert kinds(model).count("DequantizeLinear") == 5
+    np.testing.assert_allclose(evaluate(model, _X), before, atol=0.2)
+
+
+def test_two_convolutions_of_one_image_have_a_pair_each() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 4, 4)).astype(np.float32)
+    weights = {name: rng.standard_normal((5, 3, 2, 2)).astype(np.float32) for name in ("v", "w")}
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], name="a", strides=[2, 2]),
+        helper.make_node("Conv", ["x", "w"], ["b"], name="b", strides=[2, 2]),
+        helper.make_node("Add", ["a", "b"], ["y"], name="y"),
+    ]
+    model = graph_of(nodes, weights, given={"x": ("batch", 3, 4, 4)}, outputs={"y": ("batch", 5, 2, 2)})
+    before = evaluate(model, x)
+    quantized(model, [x, x], methods=PLAIN)
+    check(model)
+    assert kinds(model).count("QuantizeLinear") == 2
+    np.testing.assert_allclose(evaluate(model, x), before, atol=0.3)

@@ -34,7 +34,7 @@ def weight(channels: int, outputs: int, seed: int = 0) -> NDArray[np.float32]:
 def gptq(
     matrix: NDArray[np.float32], scales: NDArray[np.float32], inputs: NDArray[np.float32], number: Code
 ) -> NDArray[np.float32]:
-    """GPTQ as it is derived: after each row the best update of all that are left, from an inverse of their own moments."""
+    """GPTQ as it is derived: after each row the best update of all that are left, found from their own moments."""
     left = matrix.astype(np.float64)
     result = np.empty_like(matrix)
     moments = inputs.astype(np.float64).T @ inputs.astype(np.float64)

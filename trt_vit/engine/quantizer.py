@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trt_vit
 from trt_vit.caches import FileCache, digest_of
 from trt_vit.engine.progress import Steps
-from trt_vit.quantize.calibrate import calibrate
+from trt_vit.quantize.calibrate import calibrate, holds_back
 from trt_vit.quantize.calibration import read_batches
 from trt_vit.quantize.plan import quantize
 
@@ -50,6 +50,9 @@ def quantizer(
 
     def run(model: ir.Model) -> Quantization:
         steps = Steps(progress)
+        if not holds_back(len(chosen.paths)):
+            few = f"{len(chosen.paths)} calibration images are too few to hold any back"
+            progress.phase(f"warning: {few}: agreement is measured on the images that ranges come from")
         calibration = calibrate(
             model,
             chosen.paths,

@@ -41,14 +41,20 @@ def sole_user(value: ir.Value) -> ir.Node | None:
 
 def initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Add a weight to the graph under a name that nothing else has, starting with ``name``."""
-    free, count = name, 0
-    while free in graph.initializers or _is_computed(graph, free):
-        count += 1
-        free = f"{name}_{count}"
+    free = free_name(graph, name)
     tensor = ir.tensor(np.asarray(array, order="C"), name=free)  # ascontiguousarray would make a vector of a scalar
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def free_name(graph: ir.Graph, name: str) -> str:
+    """Return a name for a tensor that nothing else has: ``name``, or that with a number behind it."""
+    free, count = name, 0
+    while free in graph.initializers or _is_computed(graph, free):
+        count += 1
+        free = f"{name}_{count}"
+    return free
 
 
 def _is_computed(graph: ir.Graph, name: str) -> bool:

@@ -62,7 +62,12 @@ def split(paths: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     ``choose_images`` takes a folder's images in turn with the others', so that both parts have the same share of each.
     """
     held_back = min(len(paths) // 2, _MOST_HELD_BACK)
-    return (paths, paths) if len(paths) < _FEWEST else (paths[:-held_back], paths[-held_back:])
+    return (paths[:-held_back], paths[-held_back:]) if holds_back(len(paths)) else (paths, paths)
+
+
+def holds_back(images: int) -> bool:
+    """Tell whether any of so many images are held back."""
+    return images >= _FEWEST
 
 
 def calibrate(

@@ -160,8 +160,9 @@ def _attention(group: Group, wish: Wish) -> tuple[str, ...] | None:
 
 def _solve(group: Group, calibration: Calibration, wish: Wish) -> GroupCodes:
     attention = _attention(group, wish)
-    # Between an attention and the codes of its output nothing may stand, or it is not fused.
-    sound = attention is None and (wish.tensorrt or _is_sound_behind(group.layers[0].activation.producer()))
+    read = group.layers[0].activation
+    # Between an attention and the codes of its output nothing may stand, or TensorRT does not write them with it.
+    sound = attention_behind(read) is None if wish.tensorrt else _is_sound_behind(read.producer())
     methods = replace(wish.methods, equalize=wish.methods.equalize and sound)
     codes = solve(group, calibration.statistics, wish.numbers, methods)
     if attention is None:

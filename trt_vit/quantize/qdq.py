@@ -79,7 +79,7 @@ def _equalize(graph: ir.Graph, value: ir.Value, operand: Operand, readers: list[
     moved = value
     for kind, array in (("Mul", inverse), ("Add", None if offset is None else offset.reshape(shape))):
         if array is not None:
-            result = like(value, "scaled" if kind == "Mul" else "centred")
+            result = like(graph, value, "scaled" if kind == "Mul" else "centred")
             number = numbers(graph, f"{result.name}_by", array, value)
             nodes.append(ir.node(kind, [moved, number], outputs=[result], name=str(result.name)))
             moved = result
@@ -118,12 +118,10 @@ def _replace_weight(graph: ir.Graph, node: ir.Node, layer: LayerCodes) -> None:
     value = _operand_of(node, 1)
     stored = initializer(graph, f"{value.name}_codes", layer.codes)
     scale = numbers(graph, f"{value.name}_scale", layer.scale, value)
-    result = like(value, "dequantized")
+    result = like(graph, value, "dequantized")
     result.shape = ir.Shape(layer.codes.shape)
     attributes = {"axis": 0} if layer.scale.ndim else {}
-    dequantize = ir.node(
-        "DequantizeLinear", [stored, scale], attributes, outputs=[result], name=f"dequantize_{value.name}"
-    )
+    dequantize = ir.node("DequantizeLinear", [stored, scale], attributes, outputs=[result], name=str(result.name))
     graph.insert_before(graph[0], dequantize)
     node.replace_input_with(1, result)
     if value.is_initializer() and not value.uses() and not value.is_graph_output():

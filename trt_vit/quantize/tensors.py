@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trt_vit.graph.edit import initializer
+from trt_vit.graph.edit import free_name, initializer
 from trt_vit.quantize.codes import DTYPES
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ def quantize_tensor(graph: ir.Graph, value: ir.Value, scale: float, number: Code
     """Put a Q/DQ pair behind a tensor and return what comes out of it, which nothing reads yet."""
     scales = numbers(graph, f"{value.name}_scale", np.array(scale, np.float32), value)
     zero = initializer(graph, f"{value.name}_zero_point", np.zeros((), DTYPES[number]))
-    codes = ir.Value(name=f"{value.name}_{number}", shape=value.shape, type=zero.type)
-    result = like(value, "dequantized")
-    quantize = ir.node("QuantizeLinear", [value, scales, zero], outputs=[codes], name=f"quantize_{value.name}")
-    dequantize = ir.node("DequantizeLinear", [codes, scales, zero], outputs=[result], name=f"dequantize_{value.name}")
+    codes = ir.Value(name=free_name(graph, f"{value.name}_{number}"), shape=value.shape, type=zero.type)
+    result = like(graph, value, "dequantized")
+    quantize = ir.node("QuantizeLinear", [value, scales, zero], outputs=[codes], name=f"quantize_{codes.name}")
+    dequantize = ir.node("DequantizeLinear", [codes, scales, zero], outputs=[result], name=str(result.name))
     insert_behind(graph, value, [quantize, dequantize])
     return result
 
 
-def like(value: ir.Value, what: str) -> ir.Value:
-    """Return a tensor of the shape and type of another, not made by anything yet, and named for it."""
-    return ir.Value(name=f"{value.name}_{what}", shape=value.shape, type=value.type)
+def like(graph: ir.Graph, value: ir.Value, what: str) -> ir.Value:
+    """Return a tensor of the shape and type of another, not made by anything yet, whose name nothing else has."""
+    return ir.Value(name=free_name(graph, f"{value.name}_{what}"), shape=value.shape, type=value.type)
 
 
 def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
