@@ -21,7 +21,7 @@ _ABANDONED_SECONDS = 24 * 3600
 """Age of what a process that was killed has left half-written."""
 _MARK = ".stored"
 """A file that every entry has: what lies beside the entries is none of ours."""
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile)
 """What reading a file can raise that is not what was stored."""
 _T = TypeVar("_T")
 

@@ -292,3 +292,11 @@ def test_a_real_graph_reaches_its_target_at_once() -> None:
     assert plan.score.disagreeing == round((1 - agreement(logits, exact)) * 96) <= math.ceil(0.02 * 96)
     assert plan.score.expected == expected_agreement(logits, exact) >= 0.98
     assert not np.array_equal(logits, exact)
+
+
+def test_a_wrong_guess_costs_no_more_than_a_bisection() -> None:
+    groups = {str(number): 1.0 for number in range(48)}
+    fake = Fake(lambda kept: wrong(20) if len(kept) == 48 else reference())
+    plan = fake.search(groups)
+    assert len(plan.quantized) == 47
+    assert len(fake.tried) <= 8

@@ -161,7 +161,7 @@ def _first(passes: Callable[[int], bool], fails: int, last: int, guess: int) -> 
         probe = min(max(guess, fails + 1), last - 1)
         if passes(probe):
             last = probe
-            guess = (fails + last) // 2 if probe == guess else guess
+            guess = (fails + last) // 2
         else:
             fails = probe
             guess = (fails + last + 1) // 2
