@@ -70,7 +70,7 @@ def test_what_nobody_stored_is_not_loaded(tmp_path: Path) -> None:
         UnicodeError,
         RuntimeError,
         NotImplementedError,  # what zipfile makes of damaged flags and versions
-    ],  # fmt: skip
+    ],
 )
 def test_files_that_cannot_be_read_are_as_good_as_none(tmp_path: Path, error: type[Exception]) -> None:
     def damaged(_: Path) -> str:
