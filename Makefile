@@ -35,8 +35,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A worker a core: products of numpy on several threads each would only wait for one another.
 test: lint bindings
-	$(BIN)/pytest -n auto
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 # The tests that need an NVIDIA GPU; elsewhere each says what it lacks.
 gpu-check: install
