@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trt_vit.graph.edit import constant, initializer, producer, sole_user
+from trt_vit.graph.edit import constant, free_name, initializer, producer, sole_user
 from trt_vit.quantize.attention import attention_behind, quantize_attention
 from trt_vit.quantize.codes import activation_scale
 from trt_vit.quantize.solve import BIAS
@@ -191,9 +191,7 @@ def _follow(graph: ir.Graph, node: ir.Node, kind: str, what: str, operand: ir.Va
     """Put an operation directly behind a node, whose output keeps its name."""
     output = node.outputs[0]
     final = ir.Value(name=output.name, shape=output.shape, type=output.type)
-    taken = {str(value.name) for other in graph for value in other.outputs}
-    base = f"{final.name}_{'codes' if kind == 'Mul' else 'scaled'}"
-    output.name = next(name for name in (base, *(f"{base}_{i}" for i in range(len(taken)))) if name not in taken)
+    output.name = free_name(graph, f"{final.name}_{'codes' if kind == 'Mul' else 'scaled'}")
     output.replace_all_uses_with(final, replace_graph_outputs=True)
     graph.insert_after(node, ir.node(kind, [output, operand], outputs=[final], name=f"{node.name}_{what}"))
 

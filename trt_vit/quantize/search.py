@@ -2,7 +2,7 @@
 
 Each group of layers has a cost, what it does to the logits when it is quantized alone, and a worth, its share of the
 arithmetic. Squared errors of groups add up, near enough, so layers are left out in the order of cost over worth, and
-the plan is the first in that order that agrees with fp32 on images that nothing was fitted to. What costs much and is
+the plan is the first in that order that agrees with fp32 on images that no range comes from. What costs much and is
 worth next to nothing, as a classifier often does, is left out in any case.
 """
 
