@@ -7,6 +7,7 @@ small functions of its own because every implementation of the same preprocessin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,6 +41,21 @@ class Span(NamedTuple):
     source: int
     target: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What becomes of an image's pixels, by position.
+
+    Attributes:
+        resized: Height and width after the resize.
+        rows: Which rows of the resized image lie where in the output.
+        columns: Which columns.
+    """
+
+    resized: Size
+    rows: Span
+    columns: Span
 
 
 def normalization_table(preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -119,35 +135,52 @@ class Preprocessor:
         Raises:
             ImageError: The image resizes to more than ``MAX_PIXELS`` pixels, or not to ``output_size``.
         """
-        resized = self._resize(pixels)
-        height, width = resized.shape[:2]
-        if self.preprocessing.crop is None and (height, width) != self.output_size:
-            raise ImageError(
-                f"image is {_size_text((height, width))} pixels after preprocessing, "
-                f"the model takes {_size_text(self.output_size)}"
-            )
-        rows = crop_span(height, self.output_size[0])
-        columns = crop_span(width, self.output_size[1])
+        geometry = self.geometry(*pixels.shape[:2])
+        rows, columns = geometry.rows, geometry.columns
         if (rows.length, columns.length) != self.output_size:
             out[:] = self.table[:, :1, np.newaxis]
-        source = resized[_slice(rows.source, rows.length), _slice(columns.source, columns.length)]
+        source = self.resized(pixels, geometry)
         target = out[:, _slice(rows.target, rows.length), _slice(columns.target, columns.length)]
         for channel in range(3):
             # Values of 8 bits never leave the table; mode "clip" only spares np.take a second copy of its result.
             np.take(self.table[channel], source[:, :, channel], out=target[channel], mode="clip")
 
-    def _resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize with Pillow; an image that has the size already is not copied."""
-        before = pixels.shape[:2]
-        height, width = resized_size(self.preprocessing, *before)
-        if (height, width) == before:
-            return pixels
-        if height * width > MAX_PIXELS:
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Return where the pixels of an image of a size go.
+
+        Raises:
+            ImageError: The image resizes to more than ``MAX_PIXELS`` pixels, or not to ``output_size``.
+        """
+        resized = resized_size(self.preprocessing, height, width)
+        if resized != (height, width) and resized[0] * resized[1] > MAX_PIXELS:
             raise ImageError(
-                f"image of {_size_text(before)} pixels resizes to {_size_text((height, width))}, "
+                f"image of {_size_text((height, width))} pixels resizes to {_size_text(resized)}, "
                 f"more than the limit of {MAX_PIXELS} pixels"
             )
-        return np.asarray(Image.fromarray(pixels).resize((width, height), _RESAMPLING[self.preprocessing.filter]))
+        if self.preprocessing.crop is None and resized != self.output_size:
+            raise ImageError(
+                f"image is {_size_text(resized)} pixels after preprocessing, "
+                f"the model takes {_size_text(self.output_size)}"
+            )
+        rows, columns = (crop_span(*lengths) for lengths in zip(resized, self.output_size, strict=True))
+        return Geometry(resized, rows, columns)
+
+    def resized(self, pixels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+        """Resize an image with Pillow and crop it.
+
+        Args:
+            pixels: uint8 [height, width, 3].
+            geometry: Of that size.
+
+        Returns:
+            uint8 [rows, columns, 3]; an image that has its size already is not copied.
+        """
+        if geometry.resized != pixels.shape[:2]:
+            height, width = geometry.resized
+            filter_ = _RESAMPLING[self.preprocessing.filter]
+            pixels = np.asarray(Image.fromarray(pixels).resize((width, height), filter_))
+        rows, columns = geometry.rows, geometry.columns
+        return pixels[_slice(rows.source, rows.length), _slice(columns.source, columns.length)]
 
 
 def _slice(start: int, length: int) -> slice:
