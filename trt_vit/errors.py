@@ -69,6 +69,10 @@ class EnvironmentFault(TrtVitError):  # noqa: N818 - Python has an EnvironmentEr
     exit_code = EXIT_ENVIRONMENT
 
 
+class OutOfDeviceMemory(EnvironmentFault):
+    """Memory on a GPU, or memory that a GPU copies from, that there is not enough of: less at once may still work."""
+
+
 class ArtifactError(TrtVitError):
     """A bundle whose files are missing, changed, or made for something else."""
 

@@ -77,7 +77,7 @@ class Drivers:
             setattr(self.bindings, name, self._function(name, values))
 
     def open(self) -> PyCudaDevice:
-        opened = PyCudaDevice(self.cuda, self.bindings)
+        opened = PyCudaDevice(self.cuda, self.bindings, 0)
         self.log.clear()
         return opened
 

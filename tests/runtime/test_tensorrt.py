@@ -12,7 +12,7 @@ import pytest
 from tests.support import fake_tensorrt as fake
 from tests.support.recording_device import RecordingDevice
 from trt_vit.engine.manifest import BatchProfile, ModelRecord
-from trt_vit.errors import ArtifactError, EnvironmentFault, TrtVitError, UsageError
+from trt_vit.errors import ArtifactError, EnvironmentFault, OutOfDeviceMemory, TrtVitError, UsageError
 from trt_vit.runtime import tensorrt
 from trt_vit.runtime.protocol import EngineFiles, RuntimeOptions
 from trt_vit.runtime.tensorrt import TensorRtRuntime
@@ -36,7 +36,7 @@ class Bench:
         self.engine = fake.FakeEngine(self.device, smallest=1, largest=8)
         self.bindings = fake.bindings(self.engine)
         self.name = name
-        monkeypatch.setattr(tensorrt, "open_device", lambda: self.device)
+        monkeypatch.setattr(tensorrt, "open_device", lambda _index: self.device)
         monkeypatch.setattr(tensorrt, "load_family", lambda _name: Family(name, self.bindings, "11.4.0"))
 
     def load(self, *, batch_size: int = 4, lanes: int | None = None, plan: bytes = b"plan") -> TensorRtRuntime:
@@ -47,10 +47,10 @@ class Bench:
         return runtime
 
     def log_of(self, runtime: TensorRtRuntime, pixels: NDArray[np.float32]) -> list[str]:
-        """Run a batch, check its logits, and return what the device was asked for."""
+        """Run a batch, check its logits, and return what the device was asked for, but for the pinned memory."""
         self.device.log.clear()
         np.testing.assert_allclose(runtime.lanes[0].infer(pixels), fake.logits_of(pixels), rtol=1e-5)
-        return list(self.device.log)
+        return [entry for entry in self.device.log if not entry.startswith("pinned")]
 
 
 @pytest.fixture
@@ -69,30 +69,53 @@ def images(count: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def work(rows: int) -> list[str]:
-    return [f"to device {rows * IMAGE_BYTES}", f"execute {rows}", f"to host {rows * ROW_BYTES}"]
-
-
-WAIT = ["record", "wait"]
+def there_and_back(count: int, *engine: str) -> list[str]:
+    """What a batch that comes from the host is, around what the engine is asked for."""
+    return [f"to device {count * IMAGE_BYTES}", *engine, f"to host {count * ROW_BYTES}", "record", "wait"]
 
 
 def test_a_batch_is_copied_in_executed_copied_out_and_waited_for(bench: Bench) -> None:
-    assert bench.log_of(bench.load(), images(3)) == work(3) + WAIT
+    assert bench.log_of(bench.load(), images(3)) == there_and_back(3, "execute 3")
+
+
+def test_a_run_that_is_enqueued_copies_nothing_and_waits_for_nothing(bench: Bench) -> None:
+    lane = bench.load().gpu_lanes[0]
+    assert (lane.images.nbytes, lane.logits.nbytes, lane.smallest) == (4 * IMAGE_BYTES, 4 * ROW_BYTES, 1)
+    pixels = images(4)
+    with bench.device.current():
+        bench.device.memory_at(lane.images.address).data[:] = pixels.reshape(-1).view(np.uint8)
+        for _ in range(2):
+            lane.enqueue(4)
+        assert bench.device.log == ["execute 4", "capture execute 4", "launch"]
+        event = bench.device.event()
+        lane.stream.record(event)
+        event.synchronize()
+    logits = bench.device.memory_at(lane.logits.address).data.view(np.float32).reshape(4, fake.CLASSES)
+    np.testing.assert_allclose(logits, fake.logits_of(pixels), rtol=1e-5)
+    assert bench.device.races() == []
+
+
+def test_too_little_memory_is_told_from_other_failures(bench: Bench) -> None:
+    runtime = bench.load()
+    bench.engine.fails, bench.engine.reason = True, "Error Code 1: Cuda Runtime (out of memory)"
+    with pytest.raises(OutOfDeviceMemory, match="failed on a batch of 2: Error Code 1"):
+        runtime.lanes[0].infer(images(2))
 
 
 def test_the_second_batch_of_a_size_is_captured_and_the_others_replay_it(bench: Bench) -> None:
     runtime = bench.load()
     logs = [bench.log_of(runtime, images(4, seed)) for seed in range(4)]
-    assert logs[0] == work(4) + WAIT
-    assert logs[1] == ["capture " + ", ".join(work(4)), "launch", *WAIT]
-    assert logs[2] == logs[3] == ["launch", *WAIT]
+    assert logs[0] == there_and_back(4, "execute 4")
+    assert logs[1] == there_and_back(4, "capture execute 4", "launch")
+    assert logs[2] == logs[3] == there_and_back(4, "launch")
 
 
 def test_each_size_has_a_context_and_a_graph_of_its_own(bench: Bench) -> None:
     runtime = bench.load()
     for seed, count in enumerate([4, 2, 4, 2]):
         bench.log_of(runtime, images(count, seed))
-    assert bench.log_of(runtime, images(4, 9)) == bench.log_of(runtime, images(2, 9)) == ["launch", *WAIT]
+    assert bench.log_of(runtime, images(4, 9)) == there_and_back(4, "launch")
+    assert bench.log_of(runtime, images(2, 9)) == there_and_back(2, "launch")
     # A graph holds the state of its context: the shape of a context that was captured never changes.
     assert [context.shapes for context in bench.engine.contexts] == [
         [(rows, 3, fake.HEIGHT, fake.WIDTH)] for rows in (4, 2)
@@ -103,13 +126,15 @@ def test_buffers_are_allocated_once_and_shared_by_the_contexts_of_a_lane(bench: 
     runtime = bench.load(batch_size=4)
     assert [entry for entry in bench.loading if entry.startswith(("allocate", "pinned"))] == [
         f"allocate {fake.ACTIVATIONS}",
-        f"pinned {4 * IMAGE_BYTES}",
-        f"pinned {4 * ROW_BYTES}",
         f"allocate {4 * IMAGE_BYTES}",
         f"allocate {4 * ROW_BYTES}",
     ]
+    logs = []
     for count in (1, 2, 3, 4):
-        assert not [entry for entry in bench.log_of(runtime, images(count)) if entry.startswith(("alloc", "pinned"))]
+        bench.log_of(runtime, images(count))
+        logs.append([entry for entry in bench.device.log if entry.startswith(("allocate", "pinned"))])
+    # Memory for batches that come from the host, only once there is such a batch.
+    assert logs == [[f"pinned {4 * IMAGE_BYTES}", f"pinned {4 * ROW_BYTES}"], [], [], []]
     first, *others = bench.engine.contexts
     assert first.strategy is fake.Strategy.USER_MANAGED
     assert first.device_memory is not None
@@ -122,9 +147,9 @@ def test_only_the_latest_sizes_are_kept_ready(bench: Bench) -> None:
     runtime = bench.load(batch_size=8)
     for count in (1, 2, 3, 4, 1, 5):  # 5 takes the place of 2, which was used longest ago
         bench.log_of(runtime, images(count))
-    assert bench.log_of(runtime, images(1)) == ["launch", *WAIT]
-    assert bench.log_of(runtime, images(3))[0].startswith("capture")
-    assert bench.log_of(runtime, images(2)) == work(2) + WAIT
+    assert bench.log_of(runtime, images(1)) == there_and_back(1, "launch")
+    assert bench.log_of(runtime, images(3)) == there_and_back(3, "capture execute 3", "launch")
+    assert bench.log_of(runtime, images(2)) == there_and_back(2, "execute 2")
 
 
 @pytest.mark.parametrize("cause", ["device", "engine"])
@@ -133,8 +158,8 @@ def test_what_cannot_be_captured_is_enqueued_each_time(bench: Bench, cause: str)
     bench.engine.fails_in_capture = cause == "engine"
     runtime = bench.load()
     logs = [bench.log_of(runtime, images(4, seed)) for seed in range(4)]
-    assert logs[1][0].startswith("capture ")
-    assert logs[1][1:] == logs[0] == logs[2] == logs[3] == work(4) + WAIT
+    assert logs[0] == logs[2] == logs[3] == there_and_back(4, "execute 4")
+    assert logs[1] == there_and_back(4, "capture execute 4" if cause == "device" else "capture ", "execute 4")
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
@@ -143,13 +168,17 @@ def test_a_batch_below_the_smallest_is_filled_up(bench: Bench, count: int) -> No
     runtime = bench.load(batch_size=4)
     bench.log_of(runtime, images(4, 5))  # leaves other images behind, which must not show
     assert bench.engine.contexts[0].shapes == [(4, 3, fake.HEIGHT, fake.WIDTH)]
-    assert bench.log_of(runtime, images(count)) == ["capture " + ", ".join(work(4)), "launch", *WAIT]
+    assert bench.log_of(runtime, images(count)) == there_and_back(count, "capture execute 4", "launch")
     assert len(runtime.lanes[0].infer(images(count))) == count
 
 
 def test_a_batch_size_below_the_engine_s_smallest_still_has_room(bench: Bench) -> None:
     bench.engine.smallest = 4
-    assert bench.log_of(bench.load(batch_size=1), images(1)) == work(4) + WAIT
+    runtime = bench.load(batch_size=1)
+    lane = runtime.gpu_lanes[0]
+    assert (lane.smallest, lane.images.nbytes) == (4, 4 * IMAGE_BYTES)
+    bench.device.memory_at(lane.images.address).data[:] = 0
+    assert bench.log_of(runtime, images(1)) == there_and_back(1, "execute 4")
 
 
 def test_logits_stay_valid_after_the_next_batch(bench: Bench) -> None:
@@ -253,9 +282,9 @@ def test_a_failing_batch_is_a_fault_of_the_environment(bench: Bench, attribute: 
 @pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 3, 2), (5, 3, 2, 4)])
 def test_a_batch_of_the_wrong_shape_never_reaches_the_device(bench: Bench, shape: tuple[int, ...]) -> None:
     runtime = bench.load(batch_size=4)
-    with pytest.raises(EnvironmentFault, match=f"failed on a batch of {shape[0]}: it has the shape"):
+    with pytest.raises(EnvironmentFault, match=rf"no room for a batch of the shape \({shape[0]}, 3, 2"):
         runtime.lanes[0].infer(np.zeros(shape, dtype=np.float32))
-    assert bench.device.log == []
+    assert not [entry for entry in bench.device.log if not entry.startswith("pinned")]
 
 
 def test_a_size_that_the_engine_refuses(bench: Bench) -> None:
@@ -280,7 +309,7 @@ def test_its_facts(bench: Bench) -> None:
 def test_rtx_captures_graphs_itself_and_takes_every_size_in_one_context(rtx: Bench) -> None:
     runtime = rtx.load(lanes=1)
     for seed, count in enumerate([4, 4, 4, 2, 4]):
-        assert rtx.log_of(runtime, images(count, seed)) == work(count) + WAIT
+        assert rtx.log_of(runtime, images(count, seed)) == there_and_back(count, f"execute {count}")
     (config,) = rtx.engine.configs
     assert config.cuda_graph_strategy is fake.CudaGraphStrategy["WHOLE_GRAPH_CAPTURE"]
     assert config.dynamic_shapes_kernel_specialization_strategy is fake.Specialization["EAGER"]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.support.recording_device import Access, reads, writes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -73,7 +75,7 @@ class FakeContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         stream = self.engine.device.stream_of(stream_handle)
         if self.engine.fails or (stream.capturing and self.engine.fails_in_capture):
-            self.engine.log(1, "it went\nwrong")
+            self.engine.log(1, self.engine.reason)
             return False
         if self.strategy is Strategy.USER_MANAGED and self.device_memory is None:
             return False
@@ -81,9 +83,11 @@ class FakeContext:
         target = self.engine.device.memory_at(self.addresses["logits"])
         shape = self.shapes[-1]
 
-        def execute() -> None:
-            pixels = source.data[: 4 * int(np.prod(shape))].view(np.float32).reshape(shape)
-            target.data[: 4 * shape[0] * CLASSES] = logits_of(pixels).reshape(-1).view(np.uint8)
+        def execute() -> list[Access]:
+            taken, given = 4 * int(np.prod(shape)), 4 * shape[0] * CLASSES
+            pixels = source.data[:taken].view(np.float32).reshape(shape)
+            target.data[:given] = logits_of(pixels).reshape(-1).view(np.uint8)
+            return [reads(source.address, taken), writes(target.address, given)]
 
         stream.enqueue(f"execute {shape[0]}", execute)
         return True
@@ -135,6 +139,7 @@ class FakeEngine:
         self.contexts: list[FakeContext] = []
         self.configs: list[FakeConfig] = []
         self.fails = False
+        self.reason = "it went\nwrong"
         self.fails_in_capture = False
         self.has_no_contexts = False
         self.log: Callable[[int, str], None] = lambda _severity, _message: None

@@ -1,8 +1,8 @@
 """The GPU behind one small interface, so that the order of its work can be tested where there is none.
 
-PyCUDA holds the device: its primary context, which TensorRT uses too, its streams, memory and copies. What it lacks,
-events with a handle and CUDA graphs, cuda-bindings adds on the same streams. Both are imported when the device is
-opened, never before.
+PyCUDA holds the device: its primary context, which TensorRT uses too, its streams, memory, copies and kernels. What it
+lacks, events with a handle and CUDA graphs, cuda-bindings adds on the same streams. Both are imported when the device
+is opened, never before.
 
 Everything but ``Device.current`` needs the device to be current in the calling thread. Memory and streams are given
 back with their last reference, which is dropped inside ``current`` or in the thread that opened the device: PyCUDA
@@ -56,6 +56,19 @@ class Event(Protocol):
         """Wait until the stream has reached the point, without spinning: the core is free for other threads."""
         ...
 
+    def seconds_since(self, start: Event) -> float:
+        """Return the time from one point to this one. Both were created as ``timed``, and have been reached."""
+        ...
+
+
+class Kernel(Protocol):
+    """One of the project's own kernels, loaded."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the source."""
+        ...
+
 
 class Graph(Protocol):
     """Captured work, which is started as a whole."""
@@ -81,8 +94,22 @@ class Stream(Protocol):
         """Enqueue a copy into a C-contiguous pinned array, which holds it when the copy is done."""
         ...
 
+    def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: bytes) -> None:
+        """Enqueue a kernel.
+
+        Args:
+            kernel: The kernel.
+            grid: Blocks in x and y, each of ``THREADS`` threads (block.cuh).
+            arguments: The struct that it takes.
+        """
+        ...
+
     def record(self, event: Event) -> None:
         """Enqueue an event."""
+        ...
+
+    def wait(self, event: Event) -> None:
+        """Hold up what is enqueued from now on until an event has been reached that was recorded before."""
         ...
 
     def capture(self, enqueue: Callable[[], None]) -> Graph | None:
@@ -96,6 +123,11 @@ class Stream(Protocol):
 
 class Device(Protocol):
     """One GPU."""
+
+    @property
+    def index(self) -> int:
+        """Its number among the GPUs that this process may use."""
+        ...
 
     @property
     def name(self) -> str:
@@ -119,15 +151,27 @@ class Device(Protocol):
         """Create a stream."""
         ...
 
-    def event(self) -> Event:
-        """Create an event."""
+    def event(self, *, timed: bool = False) -> Event:
+        """Create an event, which knows its time if it is ``timed``."""
+        ...
+
+    def kernel(self, source: str, name: str) -> Kernel:
+        """Load a kernel, which is compiled if this GPU has not had it yet.
+
+        Args:
+            source: Its file.
+            name: Its name there.
+
+        Raises:
+            EnvironmentFault: It cannot be compiled.
+        """
         ...
 
     def allocate(self, nbytes: int) -> DeviceMemory:
         """Allocate memory on the GPU; its content is undefined.
 
         Raises:
-            EnvironmentFault: There is not enough.
+            OutOfDeviceMemory: There is not enough.
         """
         ...
 
@@ -135,14 +179,17 @@ class Device(Protocol):
         """Allocate an array of zeros in host memory that the GPU copies from and to directly.
 
         Raises:
-            EnvironmentFault: There is not enough.
+            OutOfDeviceMemory: There is not enough.
         """
         ...
 
 
 @cache
-def open_device() -> Device:
-    """Open the first GPU that this process may use (CUDA_VISIBLE_DEVICES chooses), until the process ends.
+def open_device(index: int = 0) -> Device:
+    """Open a GPU that this process may use (CUDA_VISIBLE_DEVICES chooses which), until the process ends.
+
+    Args:
+        index: Its number among them.
 
     Raises:
         EnvironmentFault: A package, the driver or the GPU is missing or does not work.
@@ -157,6 +204,6 @@ def open_device() -> Device:
         raise EnvironmentFault(f"CUDA does not load: {' '.join(str(error).split())}", hint=_DRIVER) from error
     try:
         cuda.init()
-        return PyCudaDevice(cuda, bindings)
+        return PyCudaDevice(cuda, bindings, index)
     except cuda.Error as error:
         raise EnvironmentFault(f"no GPU can be used: {error}", hint=_DRIVER) from error

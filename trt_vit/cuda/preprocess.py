@@ -31,7 +31,7 @@ SOURCE = np.dtype(
     ]
 )
 """``Source`` of preprocess.cu."""
-_ARGUMENTS = np.dtype(
+ARGUMENTS = np.dtype(
     [
         ("sources", np.uint64),
         ("tables", np.uint64),
@@ -152,7 +152,7 @@ class PreprocessKernel:
             values: Address of ``values``.
             output: Address of the output, [images, 3, height, width].
         """
-        return np.array((sources, tables, values, output, self.height, self.width), _ARGUMENTS).tobytes()
+        return np.array((sources, tables, values, output, self.height, self.width), ARGUMENTS).tobytes()
 
 
 def preprocess_kernel(preprocessor: Preprocessor, dtype: str = "fp32") -> PreprocessKernel:

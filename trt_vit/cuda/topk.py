@@ -19,7 +19,7 @@ KERNELS: dict[Literal["fp32", "fp16", "bf16"], str] = {
 }
 """The kernel for each type of logits. One block does one image."""
 
-_ARGUMENTS = np.dtype([("logits", np.uint64), ("output", np.uint64), ("classes", np.int32), ("k", np.int32)])
+ARGUMENTS = np.dtype([("logits", np.uint64), ("output", np.uint64), ("classes", np.int32), ("k", np.int32)])
 """``TopK`` of topk.cu."""
 
 
@@ -37,7 +37,7 @@ def arguments(*, logits: int, output: int, classes: int, k: int) -> bytes:
         classes: Number of classes.
         k: 1 <= k <= classes, LARGEST_K.
     """
-    return np.array((logits, output, classes, k), _ARGUMENTS).tobytes()
+    return np.array((logits, output, classes, k), ARGUMENTS).tobytes()
 
 
 def read(answer: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:

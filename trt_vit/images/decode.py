@@ -147,7 +147,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
         if any(reason in str(error) for reason in _PILLOW_DECIDES):
             return _decode_with_pillow(data, JpegImageFile)
         raise
-    return _upright(pixels, _jpeg_orientation(data)) if _may_hold_metadata(data) else pixels
+    return _upright(pixels, jpeg_orientation(data))
 
 
 def _may_hold_metadata(data: bytes) -> bool:
@@ -202,7 +202,10 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _jpeg_orientation(data: bytes) -> int:
+def jpeg_orientation(data: bytes) -> int:
+    """The EXIF or XMP orientation of a JPEG file, 1 to 8 (TIFF 6.0, tag 274); 1, upright, where there is none."""
+    if not _may_hold_metadata(data):
+        return 1
     try:
         image = JpegImageFile(io.BytesIO(data))
     except Exception:  # noqa: BLE001 - libjpeg has decoded the picture: a header only Pillow dislikes costs no more

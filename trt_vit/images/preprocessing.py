@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Decode = Literal["exact", "fast"]
+"""Where JPEGs are decoded for a GPU: ``exact`` on the CPU, to Pillow's pixels; ``fast`` on the GPU, close to them."""
 Size = tuple[PositiveInt, PositiveInt]
 """Height and width, in pixels."""
 Channels = tuple[float, float, float]

@@ -13,16 +13,17 @@ import numpy as np
 from trt_vit.errors import ArtifactError, EnvironmentFault, TrtVitError
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.padding import FixedBatch
-from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
+from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, GpuLane, RuntimeOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from trt_vit.engine.manifest import Precision
 
 ENGINE = "engine.onnx"
+CUDA = "CUDAExecutionProvider"
 
 _OPTIMIZED = "optimized.onnx"
 _REORDER_NODES = ("ReorderInput", "ReorderOutput")
@@ -45,35 +46,14 @@ class OnnxRuntimeRuntime:
         self.batch_size = options.batch_size
         self.inference_precision: Precision = engine.precision
         self._engine = engine.read(ENGINE)
-        self._session = open_session(self._engine, threads=max(1, threads // lanes))
-        (given,) = self._session.get_inputs()
-        if given.name != engine.model.input_name:
-            message = f"{engine.path}: the engine's input is {given.name}, the manifest's {engine.model.input_name}"
-            raise ArtifactError(message, hint="build the bundle again")
-        fixed = given.shape[0] if isinstance(given.shape[0], int) else None
-        self.lanes = [OnnxRuntimeLane(self._session, given.name, fixed) for _ in range(lanes)]
+        session = open_session(self._engine, threads=max(1, threads // lanes))
+        fixed = fixed_batch(session, engine)
+        self.lanes = [OnnxRuntimeLane(session, engine.model.input_name, fixed) for _ in range(lanes)]
+        self.gpu_lanes: list[GpuLane] = []
 
     def statistics(self) -> EngineStatistics:
         """Count the nodes of the graph as ONNX Runtime has optimised it."""
-        import onnx  # noqa: PLC0415 - only a build asks for this
-
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory, _OPTIMIZED)
-            open_session(self._engine, threads=1, optimized=path)
-            graph = onnx.load(path).graph
-        nodes = Counter(node.op_type for node in graph.node)
-        narrow = [node.name for node in graph.node if node.op_type in _INT8_NODES]
-        return EngineStatistics(
-            layers=nodes.total(),
-            fused_attention=sum(nodes[kind] for kind in _ATTENTION_NODES),
-            weights_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer),
-            kinds=dict(nodes.most_common()),
-            precisions={
-                name: count for name, count in (("fp32", nodes.total() - len(narrow)), ("int8", len(narrow))) if count
-            },
-            reformats=sum(nodes[kind] for kind in _REORDER_NODES),
-            int8_nodes=frozenset(narrow),
-        )
+        return optimized_statistics(self._engine)
 
 
 class OnnxRuntimeLane:
@@ -93,7 +73,50 @@ class OnnxRuntimeLane:
         return np.asarray(logits[: len(pixels)], dtype=np.float32)
 
 
-def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None = None, fuse_qdq: bool = True) -> Any:
+def fixed_batch(session: Any, engine: EngineFiles) -> int | None:
+    """Return the one batch size that a session takes, or None where it takes any.
+
+    Raises:
+        ArtifactError: Its input is not the manifest's.
+    """
+    (given,) = session.get_inputs()
+    if given.name != engine.model.input_name:
+        message = f"{engine.path}: the engine's input is {given.name}, the manifest's {engine.model.input_name}"
+        raise ArtifactError(message, hint="build the bundle again")
+    return given.shape[0] if isinstance(given.shape[0], int) else None
+
+
+def optimized_statistics(engine: bytes) -> EngineStatistics:
+    """Count the nodes of what ONNX Runtime makes of a model."""
+    import onnx  # noqa: PLC0415 - only a build asks for this
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, _OPTIMIZED)
+        open_session(engine, threads=1, optimized=path)
+        graph = onnx.load(path).graph
+    nodes = Counter(node.op_type for node in graph.node)
+    narrow = [node.name for node in graph.node if node.op_type in _INT8_NODES]
+    return EngineStatistics(
+        layers=nodes.total(),
+        fused_attention=sum(nodes[kind] for kind in _ATTENTION_NODES),
+        weights_bytes=sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer),
+        kinds=dict(nodes.most_common()),
+        precisions={
+            name: count for name, count in (("fp32", nodes.total() - len(narrow)), ("int8", len(narrow))) if count
+        },
+        reformats=sum(nodes[kind] for kind in _REORDER_NODES),
+        int8_nodes=frozenset(narrow),
+    )
+
+
+def open_session(
+    engine: bytes | Path,
+    *,
+    threads: int,
+    optimized: Path | None = None,
+    fuse_qdq: bool = True,
+    gpu: Mapping[str, str] | None = None,
+) -> Any:
     """Open an ONNX Runtime session on a model, given as its bytes or its file.
 
     Args:
@@ -102,12 +125,13 @@ def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None =
         optimized: Where ONNX Runtime leaves the graph that it made of the model, if anywhere.
         fuse_qdq: Whether products between Q/DQ nodes run in INT8. On a CPU with AVX2 and no VNNI these saturate at 16
             bits; without them every node computes what it stands for.
+        gpu: Further options of the CUDA provider.
 
     Raises:
         EnvironmentFault: ONNX Runtime is missing.
         ArtifactError: It cannot read the model.
     """
-    onnxruntime = _import_onnxruntime()
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -118,24 +142,32 @@ def open_session(engine: bytes | Path, *, threads: int, optimized: Path | None =
     source = engine if isinstance(engine, bytes) else str(engine)
     hint = "build the bundle again with this version of ONNX Runtime"
     with failures_as(ArtifactError, "ONNX Runtime cannot load the model", hint):
-        return onnxruntime.InferenceSession(source, options, providers=providers())
+        return onnxruntime.InferenceSession(source, options, providers=providers(gpu))
 
 
-def providers() -> list[tuple[str, dict[str, str]]]:
+def providers(gpu: Mapping[str, str] | None = None) -> list[tuple[str, dict[str, str]]]:
     """Return the execution providers to try in order, with their options: CUDA where there is one, then the CPU.
 
     TF32 is off: it would round the inputs of every fp32 product on the GPU to 10 bits of mantissa, and this runtime is
     the fp32 reference.
+
+    Args:
+        gpu: Further options of the CUDA provider.
     """
     wanted: tuple[tuple[str, dict[str, str]], ...] = (
-        ("CUDAExecutionProvider", {"use_tf32": "0"}),
+        (CUDA, {"use_tf32": "0", **(gpu or {})}),
         ("CPUExecutionProvider", {}),
     )
-    available = _import_onnxruntime().get_available_providers()
+    available = import_onnxruntime().get_available_providers()
     return [(name, options) for name, options in wanted if name in available]
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime, or say that it is missing.
+
+    Raises:
+        EnvironmentFault: It is.
+    """
     try:
         import onnxruntime  # noqa: PLC0415 - late, so that importing trt_vit stays light
     except (ImportError, OSError) as error:

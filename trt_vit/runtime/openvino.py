@@ -10,7 +10,7 @@ import numpy as np
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.padding import FixedBatch
-from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
+from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, GpuLane, RuntimeOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +68,7 @@ class OpenVinoRuntime:
             raise ArtifactError(message, hint="build the bundle again with this version of OpenVINO") from error
         requests = options.lanes or self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.lanes = [OpenVinoLane(self._compiled, options.batch_size) for _ in range(requests)]
+        self.gpu_lanes: list[GpuLane] = []
 
     @property
     def inference_precision(self) -> Precision:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from trt_vit.cuda.device import Device, DeviceMemory, Stream
     from trt_vit.engine.manifest import BatchProfile, ModelRecord, Precision
 
 
@@ -38,12 +39,59 @@ class Lane(Protocol):
         ...
 
 
+class GpuLane(Lane, Protocol):
+    """A lane whose tensors are in the memory of a GPU.
+
+    What is enqueued on its stream runs in order: work that fills ``images``, the engine, work that reads ``logits``.
+    ``enqueue`` needs the device to be current in the calling thread.
+    """
+
+    @property
+    def device(self) -> Device:
+        """The GPU."""
+        ...
+
+    @property
+    def stream(self) -> Stream:
+        """Where the engine runs."""
+        ...
+
+    @property
+    def images(self) -> DeviceMemory:
+        """The batch to run: float32 [batch_size, 3, height, width]."""
+        ...
+
+    @property
+    def logits(self) -> DeviceMemory:
+        """What came of it: float32 [batch_size, classes]."""
+        ...
+
+    @property
+    def smallest(self) -> int:
+        """Smallest batch that the engine takes."""
+        ...
+
+    def enqueue(self, count: int) -> None:
+        """Enqueue a run of the first ``count`` images, and return before it is done.
+
+        Raises:
+            OutOfDeviceMemory: A smaller batch may still run.
+            EnvironmentFault: The library or device failed.
+        """
+        ...
+
+
 class Runtime(Protocol):
     """One loaded engine and its lanes."""
 
     @property
     def lanes(self) -> Sequence[Lane]:
         """The lanes, as many as were asked for."""
+        ...
+
+    @property
+    def gpu_lanes(self) -> Sequence[GpuLane]:
+        """The same lanes where they are on a GPU, elsewhere none."""
         ...
 
     @property
@@ -92,11 +140,13 @@ class RuntimeOptions:
         batch_size: Largest number of images a lane is given at once.
         lanes: Batches in flight, or None for the runtime's own choice on this machine.
         threads: CPU threads shared by all lanes, or None for every core this process may use.
+        gpu: Number of the GPU among those that this process may use, where the engine needs one.
     """
 
     batch_size: int
     lanes: int | None = None
     threads: int | None = None
+    gpu: int = 0
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,10 @@ def open_runtime(name: RuntimeName, engine: EngineFiles, options: RuntimeOptions
         from trt_vit.runtime.openvino import OpenVinoRuntime  # noqa: PLC0415
 
         return OpenVinoRuntime(engine, options)
-    from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime  # noqa: PLC0415
+    from trt_vit.runtime.onnxruntime import CUDA, OnnxRuntimeRuntime, providers  # noqa: PLC0415
 
+    if driver.gpus() and CUDA in dict(providers()) and find_spec("pycuda") is not None:
+        from trt_vit.runtime.onnxruntime_cuda import OnnxRuntimeCudaRuntime  # noqa: PLC0415
+
+        return OnnxRuntimeCudaRuntime(engine, options)
     return OnnxRuntimeRuntime(engine, options)

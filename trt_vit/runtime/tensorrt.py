@@ -42,7 +42,7 @@ class TensorRtRuntime:
         self.batch_size = options.batch_size
         self.inference_precision: Precision = engine.precision
         self._family = load_family(name)
-        self._device = open_device()
+        self._device = open_device(options.gpu)
         self._log = create_log(self._family)
         plan = engine.read(ENGINE)
         with self._device.current():
@@ -54,6 +54,7 @@ class TensorRtRuntime:
                 TensorRtLane(self._device, self._family, self._log, contexts, binding, profile=lane % profiles)
                 for lane, contexts in enumerate(self._contexts(plan, options.lanes or profiles))
             ]
+        self.gpu_lanes = self.lanes
 
     def statistics(self) -> EngineStatistics:
         """Count the layers that TensorRT lists in the engine."""

@@ -1,12 +1,14 @@
-"""One batch in flight on the GPU: copy in, execute, copy out, wait."""
+"""One batch in flight in a TensorRT engine."""
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from trt_vit.errors import EnvironmentFault
+from trt_vit.errors import EnvironmentFault, OutOfDeviceMemory
+from trt_vit.runtime.roundtrip import Roundtrip
 from trt_vit.runtime.tensorrt_cache import KernelCache
 from trt_vit.runtime.tensorrt_family import last_error
 
@@ -162,51 +164,46 @@ class TensorRtLane:
     def __init__(
         self, device: Device, family: Family, log: Log, contexts: Contexts, binding: Binding, *, profile: int
     ) -> None:
-        self._device = device
+        self.device = device
+        self.stream = device.stream()
+        self.smallest = binding.smallest
         self._family = family
         self._log = log
         self._contexts = contexts
         self._binding = binding
         self._profile = profile
-        self._stream = device.stream()
-        self._done = device.event()
-        self._input: NDArray[np.float32] = device.pinned((binding.largest, *binding.image_shape), "float32")
-        self._output: NDArray[np.float32] = device.pinned((binding.largest, binding.classes), "float32")
-        self._device_input = device.allocate(self._input.nbytes)
-        self._device_output = device.allocate(self._output.nbytes)
+        floats = binding.largest * 4
+        self.images = device.allocate(floats * math.prod(binding.image_shape))
+        self.logits = device.allocate(floats * binding.classes)
         self._batches: dict[int, _Batch] = {}
+        self._roundtrip: Roundtrip | None = None
 
     def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run one batch; see ``Lane.infer``."""
-        count = len(pixels)
-        if count > self._binding.largest or pixels.shape[1:] != self._binding.image_shape:
-            room = (self._binding.largest, *self._binding.image_shape)
-            raise self._fault(count, f"it has the shape {pixels.shape}, and there is room for {room}")
-        self._input[:count] = pixels
+        with self.device.current():
+            if self._roundtrip is None:
+                shape = (self._binding.largest, *self._binding.image_shape)
+                self._roundtrip = Roundtrip(self.device, shape, self._binding.classes)
+            return self._roundtrip.run(self, pixels)
+
+    def enqueue(self, count: int) -> None:
+        """Enqueue a run; see ``GpuLane.enqueue``."""
         # What a batch before left in the rows that fill up a small one does no harm: images do not touch one another.
         rows = max(count, self._binding.smallest)
-        with self._device.current(), self._contexts.compiling(rows):
-            self._run(rows)
-        return self._output[:count].copy()
+        with self._contexts.compiling(rows):
+            batch = self._batch_of(rows)
+            if batch.runs == 1 and self._contexts.captures:
+                # The second batch of a size is seldom the last, and the first settled what may not change in a graph.
+                batch.graph = self.stream.capture(lambda: self._execute(batch))
+            if batch.graph is None:
+                self._execute(batch)
+            else:
+                batch.graph.launch()
+            batch.runs += 1
 
-    def _run(self, rows: int) -> None:
-        batch = self._batch_of(rows)
-        if batch.runs == 1 and self._contexts.captures:
-            # The second batch of a size is seldom the last, and the first has settled what may not change in a graph.
-            batch.graph = self._stream.capture(lambda: self._enqueue(batch))
-        if batch.graph is None:
-            self._enqueue(batch)
-        else:
-            batch.graph.launch()
-        batch.runs += 1
-        self._stream.record(self._done)
-        self._done.synchronize()
-
-    def _enqueue(self, batch: _Batch) -> None:
-        self._stream.copy_to_device(self._device_input, self._input[: batch.rows])
-        if not batch.context.execute_async_v3(self._stream.handle):
+    def _execute(self, batch: _Batch) -> None:
+        if not batch.context.execute_async_v3(self.stream.handle):
             raise self._fault(batch.rows, last_error(self._log, "it gives no reason"))
-        self._stream.copy_to_host(self._output[: batch.rows], self._device_output)
 
     def _batch_of(self, rows: int) -> _Batch:
         """Return a context that is set to the batch size: the one that last ran it, if it is still there."""
@@ -225,12 +222,13 @@ class TensorRtLane:
         context = self._contexts.create()
         if context is None:
             raise self._fault(rows, last_error(self._log, "no execution context can be created"))
-        ready = self._profile == 0 or context.set_optimization_profile_async(self._profile, self._stream.handle)
-        ready = ready and context.set_tensor_address(self._binding.input_name, self._device_input.address)
-        ready = ready and context.set_tensor_address(self._binding.output_name, self._device_output.address)
+        ready = self._profile == 0 or context.set_optimization_profile_async(self._profile, self.stream.handle)
+        ready = ready and context.set_tensor_address(self._binding.input_name, self.images.address)
+        ready = ready and context.set_tensor_address(self._binding.output_name, self.logits.address)
         if not ready:
             raise self._fault(rows, last_error(self._log, "the execution context cannot be set up"))
         return _Batch(context)
 
     def _fault(self, count: int, reason: str) -> EnvironmentFault:
-        return EnvironmentFault(f"{self._family.title} failed on a batch of {count}: {reason}", hint=_HINT)
+        kind = OutOfDeviceMemory if "out of memory" in reason.lower() else EnvironmentFault
+        return kind(f"{self._family.title} failed on a batch of {count}: {reason}", hint=_HINT)

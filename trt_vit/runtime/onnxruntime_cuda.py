@@ -1,0 +1,112 @@
+"""ONNX Runtime on an NVIDIA GPU whose memory and streams are ours: batches stay on the GPU from decoding to top-k."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trt_vit.cuda.device import open_device
+from trt_vit.errors import EnvironmentFault, OutOfDeviceMemory
+from trt_vit.runtime.onnxruntime import (
+    ENGINE,
+    failures_as,
+    fixed_batch,
+    import_onnxruntime,
+    open_session,
+    optimized_statistics,
+)
+from trt_vit.runtime.roundtrip import Roundtrip
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trt_vit.cuda.device import Device
+    from trt_vit.engine.manifest import Precision
+    from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
+
+LANES = 2
+"""Lanes where their number is not given: copies and top-k of one batch run while the other computes."""
+
+
+class OnnxRuntimeCudaRuntime:
+    """A session for each lane: a session belongs to the stream that it was opened on."""
+
+    def __init__(self, engine: EngineFiles, options: RuntimeOptions) -> None:
+        """Load the engine once for each lane.
+
+        Raises:
+            EnvironmentFault: A package, the driver or the GPU is missing or does not work, or memory is short.
+            ArtifactError: The engine was changed, or ONNX Runtime cannot read it.
+        """
+        self.batch_size = options.batch_size
+        self.inference_precision: Precision = engine.precision
+        self._engine = engine.read(ENGINE)
+        device = open_device(options.gpu)
+        with device.current():
+            lanes = range(options.lanes or LANES)
+            self.lanes = [OnnxRuntimeCudaLane(device, self._engine, engine, options.batch_size) for _ in lanes]
+        self.gpu_lanes = self.lanes
+
+    def statistics(self) -> EngineStatistics:
+        """Count the nodes of the graph as ONNX Runtime has optimised it."""
+        return optimized_statistics(self._engine)
+
+
+class OnnxRuntimeCudaLane:
+    """A session on a stream of its own, bound to buffers that stay where they are.
+
+    Args:
+        device: The GPU, current in the calling thread.
+        model: The engine's bytes.
+        engine: What the manifest says of it.
+        batch_size: Largest number of images.
+    """
+
+    def __init__(self, device: Device, model: bytes, engine: EngineFiles, batch_size: int) -> None:
+        self.device = device
+        self.stream = device.stream()
+        gpu = {"device_id": str(device.index), "user_compute_stream": str(self.stream.handle)}
+        self._session = open_session(model, threads=1, gpu=gpu)
+        fixed = fixed_batch(self._session, engine)
+        self.smallest = fixed or 1
+        self._largest = max(batch_size, self.smallest)
+        self._model = engine.model
+        self._shape = (3, engine.model.height, engine.model.width)
+        self.images = device.allocate(4 * self._largest * math.prod(self._shape))
+        self.logits = device.allocate(4 * self._largest * engine.model.classes)
+        self._binding = self._session.io_binding()
+        self._options = import_onnxruntime().RunOptions()
+        # Without this, every run would end with a wait for the stream.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._rows = 0
+        self._roundtrip: Roundtrip | None = None
+
+    def infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run one batch; see ``Lane.infer``."""
+        with self.device.current():
+            if self._roundtrip is None:
+                self._roundtrip = Roundtrip(self.device, (self._largest, *self._shape), self._model.classes)
+            return self._roundtrip.run(self, pixels)
+
+    def enqueue(self, count: int) -> None:
+        """Enqueue a run; see ``GpuLane.enqueue``."""
+        rows = max(count, self.smallest)
+        if rows != self._rows:
+            self._bind(rows)
+        hint = "try a smaller --batch-size or fewer --lanes"
+        try:
+            with failures_as(EnvironmentFault, f"ONNX Runtime failed on a batch of {count}", hint):
+                self._session.run_with_iobinding(self._binding, self._options)
+        except EnvironmentFault as error:
+            if "allocate memory" in error.message or "out of memory" in error.message:
+                raise OutOfDeviceMemory(error.message, hint=hint) from error
+            raise
+
+    def _bind(self, rows: int) -> None:
+        place = ("cuda", self.device.index, np.float32)
+        model = self._model
+        self._binding.bind_input(model.input_name, *place, [rows, *self._shape], self.images.address)
+        self._binding.bind_output(model.output_name, *place, [rows, model.classes], self.logits.address)
+        self._rows = rows
