@@ -39,13 +39,14 @@ from photos import photos
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from vit_base import write_checkpoint
 
 from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.progress import Lines, Quiet
 from trt_vit.images.source import list_images
 from trt_vit.pipeline.classify import load_classifier
-from trt_vit.pipeline.run import Classifier, classify
+from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.stages import load_image
 from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, HINTS, supports_bf16
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
     from trt_vit.engine.bundle import Bundle
     from trt_vit.engine.manifest import Precision
+    from trt_vit.pipeline.classifier import Classifier
 
 BATCH = 8
 OPERATIONS = 2 * 17.58e9
@@ -108,15 +110,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_checkpoint(directory: Path) -> Path:
-    """Write a ViT-B/16 with seeded random weights in the Hugging Face layout."""
-    torch.manual_seed(0)
-    config = ViTConfig(id2label={index: f"class {index}" for index in range(1000)})
-    ViTForImageClassification(config).save_pretrained(directory)
-    ViTImageProcessorPil().save_pretrained(directory)
-    return directory
-
-
 def load_engine(checkpoint: Path, work: Path, precision: Precision, paths: Sequence[str]) -> Engine:
     """Build the engine and load it for both of its contenders."""
     calibration = work / "calibration"
@@ -141,7 +134,7 @@ def load_engine(checkpoint: Path, work: Path, precision: Precision, paths: Seque
     model.reshape({0: [BATCH, 3, 224, 224]})
     options = {
         "PERFORMANCE_HINT": "THROUGHPUT",
-        "NUM_STREAMS": len(classifier.runtime.lanes),
+        "NUM_STREAMS": len(classifier.runtimes[0].lanes),
         "INFERENCE_PRECISION_HINT": HINTS[precision],
     }
     return Engine(bundle, classifier, core.compile_model(model, "CPU", options))
@@ -221,7 +214,7 @@ def pipeline_contender(classifier: Classifier, paths: Sequence[str], work: Path)
 
 def bare_contender(engine: Engine, tensors: NDArray[np.float32]) -> Callable[[int], float]:
     """Return a function that infers the first n tensors with OpenVINO's own queue of requests."""
-    queue = openvino.AsyncInferQueue(engine.bare, len(engine.classifier.runtime.lanes))
+    queue = openvino.AsyncInferQueue(engine.bare, len(engine.classifier.runtimes[0].lanes))
 
     def run(count: int) -> float:
         started = time.perf_counter()

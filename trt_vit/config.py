@@ -29,6 +29,7 @@ from pydantic import (
 
 from trt_vit.engine.manifest import BatchProfile, Precision, RangeMethod, RuntimeName
 from trt_vit.errors import UsageError
+from trt_vit.images.preprocessing import Decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,6 +150,9 @@ class ClassifySettings(Settings):
         batch_size: Images a batch; the bundle's usual batch size where it is not given.
         lanes: Batches in flight; the runtime's own choice where it is not given.
         decode_threads: Threads that read, decode and preprocess; one a core where it is not given.
+        decode: Where JPEGs are decoded for an engine on a GPU: ``exact`` on the CPU, to Pillow's pixels, or ``fast`` on
+            the GPU, to pixels close to those.
+        gpus: GPUs to use at most; all that are like the first where it is not given.
         max_failures: Failed images above which the command ends with exit code 3; any number is fine where not given.
     """
 
@@ -161,6 +165,8 @@ class ClassifySettings(Settings):
     batch_size: PositiveInt | None = None
     lanes: PositiveInt | None = None
     decode_threads: PositiveInt | None = None
+    decode: Decode = "exact"
+    gpus: PositiveInt | None = None
     max_failures: NonNegativeInt | None = None
 
 

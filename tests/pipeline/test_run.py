@@ -14,7 +14,9 @@ from PIL import Image
 from trt_vit.errors import EnvironmentFault
 from trt_vit.images.preprocess import Preprocessor
 from trt_vit.images.preprocessing import Preprocessing, Squash
-from trt_vit.pipeline.run import NOT_FINITE, Classifier, classify
+from trt_vit.pipeline.classifier import Classifier
+from trt_vit.pipeline.lanes import NOT_FINITE
+from trt_vit.pipeline.run import classify
 from trt_vit.runtime.protocol import EngineStatistics
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from trt_vit.engine.manifest import Precision
     from trt_vit.pipeline.rows import Row
+    from trt_vit.runtime.protocol import GpuLane
 
 CLASSES = 256
 LABELS = [f"grey {value}" for value in range(CLASSES)]
@@ -65,6 +68,7 @@ class FakeRuntime:
 
     def __post_init__(self) -> None:
         self.lanes = [FakeLane(self) for _ in range(self.lane_count)]
+        self.gpu_lanes: list[GpuLane] = []
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(layers=1, fused_attention=0, weights_bytes=0, kinds={}, precisions={}, reformats=0)
@@ -97,7 +101,7 @@ class ListSink:
 
 def classifier(runtime: FakeRuntime, k: int = 1) -> Classifier:
     preprocessing = Preprocessing(resize=Squash(size=(8, 8)), rescale=None)
-    return Classifier(Preprocessor(preprocessing, (8, 8)), runtime, (3, 8, 8), LABELS, k, decode_threads=3)
+    return Classifier(Preprocessor(preprocessing, (8, 8)), (runtime,), (3, 8, 8), LABELS, k, decode_threads=3)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +197,7 @@ def test_memory_is_bounded_by_the_slots(greys: list[str]) -> None:
 
     runtime.lanes = [SlowLane()]  # type: ignore[list-item]
     preprocessing = Preprocessing(resize=Squash(size=(8, 8)), rescale=None)
-    counting = Classifier(Counting(preprocessing, (8, 8)), runtime, (3, 8, 8), LABELS, 1, decode_threads=3)
+    counting = Classifier(Counting(preprocessing, (8, 8)), (runtime,), (3, 8, 8), LABELS, 1, decode_threads=3)
     run = threading.Thread(target=classify, args=(greys[21:], counting, ListSink(), lambda _rows: None))
     run.start()
     assert started.wait(10)

@@ -44,7 +44,7 @@ def test_too_little_memory_for_one_image_is_an_error_of_its_row(
 
 
 def test_seconds_add_up() -> None:
-    total, part = StageSeconds(), StageSeconds()
+    total, part = StageSeconds(["infer", "write"]), StageSeconds(["infer"])
     part.seconds["infer"] = 1.5
     total.add(part)
     total.add(part)

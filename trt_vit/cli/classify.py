@@ -29,6 +29,12 @@ def classify(
     lanes: Annotated[
         int | None, typer.Option("--lanes", help="Batches in flight.", show_default="the runtime's choice")
     ] = None,
+    decode: Annotated[
+        str | None,
+        typer.Option(
+            "--decode", help="Where JPEGs are decoded for a GPU: exact (CPU), fast (GPU).", show_default="exact"
+        ),
+    ] = None,
     max_failures: Annotated[
         int | None,
         typer.Option("--max-failures", help="Failed images above which the exit code is 3.", show_default="any number"),
@@ -54,6 +60,7 @@ def classify(
         "top_k": top_k,
         "batch_size": batch_size,
         "lanes": lanes,
+        "decode": decode,
         "max_failures": max_failures,
     }
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from trt_vit.errors import ImageError
 from trt_vit.images.decode import decode, read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
 
     from trt_vit.images.preprocess import Preprocessor
 
-STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
+CPU_STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
 
 
-@dataclass
 class StageSeconds:
-    """Seconds that each stage was busy, summed over the threads that ran it.
+    """Seconds that each stage was busy, summed over the threads or lanes that ran it.
 
     One belongs to one task at a time; ``add`` merges it into another when the task is done.
+
+    Args:
+        stages: Names of the stages.
+
+    Attributes:
+        seconds: By stage, in that order.
     """
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    def __init__(self, stages: Iterable[str]) -> None:
+        self.seconds = dict.fromkeys(stages, 0.0)
 
     @contextmanager
     def timing(self, stage: str) -> Iterator[None]:
@@ -45,12 +51,12 @@ class StageSeconds:
             self.seconds[stage] += value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadedImage:
     """What became of one image on its way into a batch: an error, or None and its pixels are in place."""
 
-    error: str | None
     seconds: StageSeconds
+    error: str | None = None
 
 
 def load_image(path: str, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
@@ -63,16 +69,27 @@ def load_image(path: str, preprocessor: Preprocessor, out: NDArray[np.float32]) 
         preprocessor: The checkpoint's preprocessing.
         out: Where the pixels go, float32 [3, height, width]. Left in an undefined state by an error.
     """
-    seconds = StageSeconds()
-    try:
-        with seconds.timing("read"):
+    image = LoadedImage(StageSeconds(CPU_STAGES))
+    with image_errors(image):
+        with image.seconds.timing("read"):
             data = read_image(path)
-        with seconds.timing("decode"):
+        with image.seconds.timing("decode"):
             pixels = decode(data)
-        with seconds.timing("preprocess"):
+        with image.seconds.timing("preprocess"):
             preprocessor(pixels, out)
+    return image
+
+
+class _HasError(Protocol):
+    error: str | None
+
+
+@contextmanager
+def image_errors(image: _HasError) -> Iterator[None]:
+    """Keep what goes wrong with one image as that image's error: it costs its own row, never the run."""
+    try:
+        yield
     except ImageError as error:
-        return LoadedImage(str(error), seconds)
+        image.error = str(error)
     except MemoryError:
-        return LoadedImage("not enough memory for this image", seconds)
-    return LoadedImage(None, seconds)
+        image.error = "not enough memory for this image"

@@ -1,0 +1,103 @@
+"""Lanes on a CPU: decode threads fill batches, and each lane runs one at a time.
+
+The number of batches under way bounds the memory: each has a slot, an array that its images are preprocessed into and
+that its lane reads in place, and no slot is filled again before its rows are written.
+"""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trt_vit.pipeline.lanes import BatchResult, failed_rows, make_rows
+from trt_vit.pipeline.stages import CPU_STAGES, LoadedImage, StageSeconds, load_image
+from trt_vit.pipeline.topk import top_k
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from trt_vit.pipeline.classifier import Classifier
+    from trt_vit.runtime.protocol import Lane
+
+
+@contextmanager
+def open_cpu_lanes(classifier: Classifier) -> Iterator[CpuLanes]:
+    """Start the threads of a run, and stop them whatever happens: what has not begun is dropped."""
+    runtime = classifier.runtimes[0]
+    # While every lane runs a batch, as many more are being filled, and one is waiting to be written.
+    count = 2 * len(runtime.lanes) + 1
+    slots = np.zeros((count, runtime.batch_size, *classifier.image_shape), dtype=np.float32)
+    free_lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+    for lane in runtime.lanes:
+        free_lanes.put(lane)
+    decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
+    lane_threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
+    try:
+        yield CpuLanes(classifier, slots, decoders, lane_threads, free_lanes)
+    finally:
+        decoders.shutdown(wait=True, cancel_futures=True)
+        lane_threads.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class CpuLanes:
+    """The threads of a run, and the slots its batches lie in; see ``Lanes``."""
+
+    classifier: Classifier
+    slots: NDArray[np.float32]
+    decoders: ThreadPoolExecutor
+    lane_threads: ThreadPoolExecutor
+    free_lanes: queue.SimpleQueue[Lane]
+
+    @property
+    def depth(self) -> int:
+        """See ``Lanes.depth``."""
+        return len(self.slots)
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """See ``Lanes.stages``."""
+        return CPU_STAGES
+
+    def start(self, number: int, paths: Sequence[str]) -> Future[BatchResult]:
+        """See ``Lanes.start``. The batch's slot is free because batches are written in order."""
+        slot = self.slots[number % len(self.slots)]
+        loads = [
+            self.decoders.submit(load_image, path, self.classifier.preprocessor, out)
+            for path, out in zip(paths, slot, strict=False)
+        ]
+        return self.lane_threads.submit(self._run_batch, paths, slot, loads)
+
+    def _run_batch(
+        self, paths: Sequence[str], slot: NDArray[np.float32], loads: Sequence[Future[LoadedImage]]
+    ) -> BatchResult:
+        """Wait until the batch's images are in its slot, then infer and make rows of the logits."""
+        seconds = StageSeconds(CPU_STAGES)
+        errors = []
+        for load in loads:
+            image = load.result()
+            errors.append(image.error)
+            seconds.add(image.seconds)
+        if None not in errors:
+            return BatchResult(failed_rows(paths, errors), seconds)
+        with seconds.timing("infer"):
+            logits = self._infer(slot[: len(paths)])
+        with seconds.timing("top_k"):
+            finite = np.all(np.isfinite(logits), axis=1)
+            best = top_k(np.where(finite[:, np.newaxis], logits, 0), self.classifier.k)
+            picked = (best.indices, best.probabilities)
+            return BatchResult(make_rows(paths, errors, finite, picked, self.classifier.labels), seconds)
+
+    def _infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        lane = self.free_lanes.get()
+        try:
+            return lane.infer(pixels)
+        finally:
+            self.free_lanes.put(lane)

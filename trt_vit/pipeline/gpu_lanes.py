@@ -1,0 +1,203 @@
+"""Lanes on GPUs: while the engine runs one batch, the next are decoded, copied and enqueued, and the last is read.
+
+Each lane has two threads. One enqueues: it waits until a batch's images are decoded, and then gives the GPU all of its
+stages at once. The other follows: it waits for what the GPU has done, frees the batch's memory when its pixels have
+been read, and makes rows of its top-k. Neither waits for the other but where memory is short, so the GPU is given a
+batch before it has finished the one before.
+"""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from trt_vit.cuda import topk
+from trt_vit.cuda.lane import BatchShape, Flight, PipelineLane
+from trt_vit.cuda.preprocess import preprocess_kernel
+from trt_vit.cuda.timeline import GPU_STAGES, Interval
+from trt_vit.errors import EnvironmentFault, UsageError
+from trt_vit.pipeline.lanes import BatchResult, failed_rows, make_rows
+from trt_vit.pipeline.loading import Loaded, Loader
+from trt_vit.pipeline.stages import StageSeconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from trt_vit.cuda.arena import Arena
+    from trt_vit.cuda.timeline import Timeline
+    from trt_vit.pipeline.classifier import Classifier
+    from trt_vit.pipeline.rows import Row
+
+STAGES = ("read", "decode", "stage", *GPU_STAGES, "write")
+"""``decode`` is on the CPU; ``stage`` is the copy of pixels to where the GPU copies them from."""
+
+
+@contextmanager
+def open_gpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> Iterator[GpuLanes]:
+    """Give every lane of every GPU its memory, and start the threads of a run.
+
+    When the block ends, what has not begun is dropped, and what is under way is waited for.
+
+    Args:
+        classifier: The engine, and all that goes around it.
+        timeline: Told when each stage of each batch ran, where it is given.
+
+    Raises:
+        UsageError: More classes are asked for than the GPU finds.
+        OutOfDeviceMemory: There is not enough memory for the lanes.
+        EnvironmentFault: A package is missing, or the GPU fails.
+    """
+    if classifier.k > topk.LARGEST_K:
+        message = f"--top-k {classifier.k} is more than a GPU finds"
+        raise UsageError(message, hint=f"ask for {topk.LARGEST_K} at most")
+    kernel = preprocess_kernel(classifier.preprocessor)
+    shape = BatchShape(classifier.batch_size, kernel, len(classifier.labels), classifier.k)
+    decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
+    lanes: list[_GpuLane] = []
+    try:
+        for runtime in classifier.runtimes:
+            for number, lane in enumerate(runtime.gpu_lanes):
+                with lane.device.current():
+                    loader = Loader(classifier.preprocessor, decoders, lane.device.index, classifier.decode)
+                    lanes.append(_GpuLane(PipelineLane(lane, shape), loader, classifier, timeline, number))
+        yield GpuLanes(lanes)
+    finally:
+        decoders.shutdown(wait=True, cancel_futures=True)
+        for opened in lanes:
+            opened.close()
+
+
+class GpuLanes:
+    """The lanes of all GPUs; see ``Lanes``. A batch goes to whichever has a free slot first."""
+
+    stages = STAGES
+
+    def __init__(self, lanes: Sequence[_GpuLane]) -> None:
+        self._free: queue.SimpleQueue[tuple[_GpuLane, Arena]] = queue.SimpleQueue()
+        for arenas in zip(*(lane.pipeline.arenas for lane in lanes), strict=True):
+            for lane, arena in zip(lanes, arenas, strict=True):
+                self._free.put((lane, arena))
+        self.depth = self._free.qsize() + len(lanes)
+
+    def start(self, number: int, paths: Sequence[str]) -> Future[BatchResult]:
+        """See ``Lanes.start``."""
+        lane, arena = self._free.get()
+
+        def release() -> None:
+            arena.clear()
+            self._free.put((lane, arena))
+
+        return lane.start(_Batch(number, paths, arena), release)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    number: int
+    paths: Sequence[str]
+    arena: Arena
+
+
+class _Enqueued(NamedTuple):
+    """A batch that the GPU has been given, unless none of its images can be used."""
+
+    flight: Flight
+    images: Sequence[Loaded]
+
+
+class _GpuLane:
+    """One lane, and its two threads."""
+
+    def __init__(
+        self, pipeline: PipelineLane, loader: Loader, classifier: Classifier, timeline: Timeline | None, number: int
+    ) -> None:
+        self.pipeline = pipeline
+        self._loader = loader
+        self._classifier = classifier
+        self._timeline = timeline
+        self._number = number
+        self._flights: queue.SimpleQueue[Flight] = queue.SimpleQueue()
+        for flight in pipeline.flights:
+            self._flights.put(flight)
+        self._enqueuer = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}-enqueue")
+        self._follower = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}-follow")
+
+    def start(self, batch: _Batch, release: Callable[[], None]) -> Future[BatchResult]:
+        """Start a batch in a slot, which is released when its images have been read."""
+        loads = self._loader.start(batch.paths, batch.arena)
+        enqueued = self._enqueuer.submit(self._enqueue, batch, loads)
+        return self._follower.submit(self._follow, batch, enqueued, release)
+
+    def close(self) -> None:
+        """Wait for what is under way, and drop the rest."""
+        self._enqueuer.shutdown(wait=True, cancel_futures=True)
+        self._follower.shutdown(wait=True, cancel_futures=True)
+
+    def _enqueue(self, batch: _Batch, loads: Sequence[Future[Loaded]]) -> _Enqueued:
+        """Wait for a batch's images, and give them to the GPU."""
+        flight = self._flights.get()
+        try:
+            with _naming(batch), self.pipeline.device.current():
+                images = self._loader.finish(loads, batch.arena, flight, self.pipeline.decode_stream)
+                placed = [image.placed for image in images]
+                if any(placed):
+                    self.pipeline.enqueue(batch.arena, flight, placed)
+        except BaseException:
+            self._flights.put(flight)  # or the batches behind this one would wait for it for ever
+            raise
+        return _Enqueued(flight, images)
+
+    def _follow(self, batch: _Batch, enqueued: Future[_Enqueued], release: Callable[[], None]) -> BatchResult:
+        """Wait for what the GPU has done with a batch, and make way for the next as soon as its images are read."""
+        try:
+            flight, images = enqueued.result()
+        except BaseException:
+            release()
+            raise
+        try:
+            gpu_decoded = sum(image.decoded is not None for image in images)
+            try:
+                self._wait_until_read(batch, flight, images)
+            finally:
+                release()
+            seconds = StageSeconds(STAGES)
+            for image in images:
+                seconds.add(image.seconds)
+            return BatchResult(self._rows(batch, flight, images, seconds), seconds, gpu_decoded)
+        finally:
+            self._flights.put(flight)
+
+    def _wait_until_read(self, batch: _Batch, flight: Flight, images: Sequence[Loaded]) -> None:
+        with _naming(batch), self.pipeline.device.current():
+            if any(image.placed for image in images):
+                flight.consumed.synchronize()
+            for image in images:
+                image.decoded = None  # gives its memory back to the decoder
+
+    def _rows(self, batch: _Batch, flight: Flight, images: Sequence[Loaded], seconds: StageSeconds) -> list[Row]:
+        """Wait for a batch's top-k, and make rows of it."""
+        errors = [image.error for image in images]
+        if not any(image.placed for image in images):
+            return failed_rows(batch.paths, errors)
+        with _naming(batch), self.pipeline.device.current():
+            flight.done.synchronize()
+            times = flight.times(self.pipeline.origin)
+        for name, (begin, end) in times.items():
+            seconds.seconds[name] += end - begin
+        if self._timeline is not None:
+            gpu, lane = self.pipeline.device.index, self._number
+            self._timeline.add(Interval(gpu, lane, batch.number, name, *span) for name, span in times.items())
+        finite, indices, probabilities = topk.read(flight.answer[: len(batch.paths)])
+        return make_rows(batch.paths, errors, finite, (indices, probabilities), self._classifier.labels)
+
+
+@contextmanager
+def _naming(batch: _Batch) -> Iterator[None]:
+    """Name the batch in a failure of the engine or of the GPU."""
+    try:
+        yield
+    except EnvironmentFault as error:
+        message = f"batch {batch.number} ({batch.paths[0]} and {len(batch.paths) - 1} more): {error.message}"
+        raise type(error)(message, hint=error.hint) from error
