@@ -14,6 +14,8 @@ import pytest
 import trt_vit.cuda
 
 DIRECTORY = Path(trt_vit.cuda.__file__).parent
+FLAGS: tuple[str, ...] = ("-O2",)
+"""What the compiler is told beside what every build needs."""
 SOURCES = tuple(sorted(path.name for path in DIRECTORY.glob("*.cu")))
 
 
@@ -32,7 +34,7 @@ def _libraries() -> list[ctypes.CDLL]:
         libraries = []
         for source in SOURCES:
             library = Path(name, f"{source}.so")
-            flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+            flags = [*FLAGS, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
             subprocess.run([compiler, *flags, "-x", "c++", DIRECTORY / source, "-o", library], check=True)
             libraries.append(ctypes.CDLL(str(library)))
     return libraries

@@ -26,7 +26,7 @@ FRACTION_BITS = 22
 """Bits behind the point of a weight: 32, without 8 for a pixel and 2 for weights that are negative or above 1."""
 
 MAX_WORDS = 1 << 16
-"""Largest table in int32 words: with 224 pixels enough to shrink 16 times with lanczos, or 140 times with bilinear."""
+"""Largest table in int32 words: for 224 pixels enough to shrink 48 times with lanczos, or 144 times with bilinear."""
 
 _CACHED = 1024
 _HAMMING_MEAN, _HAMMING_SWING = float(np.float32(0.54)), float(np.float32(0.46))
