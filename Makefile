@@ -7,7 +7,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # TensorRT's Python bindings without its libraries: what the conformance tests hold the code against.
 BINDINGS := build/bindings/.installed
 
-.PHONY: demo test gpu-check lint install bindings format clean
+# PyCUDA is built from source, against an empty libcuda.so where there is no driver.
+PYCUDA := build/pycuda/.installed
+CUDA_ROOT = $(shell nvcc --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^.*TOP=//p')
+
+.PHONY: demo test rehearsal gpu-check lint install bindings format clean
 
 install: $(STAMP)
 
@@ -39,9 +43,26 @@ lint: install
 test: lint bindings
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto
 
-# The tests that need an NVIDIA GPU; elsewhere each says what it lacks.
+# PyCUDA and cuda-bindings themselves on an emulated driver: needs nvcc and g++, but no GPU.
+rehearsal: $(PYCUDA)
+	$(BIN)/pytest tests/cuda
+
+$(PYCUDA): $(STAMP)
+	rm -rf build/pycuda && mkdir -p build/pycuda/driver
+	$(PIP) cuda-bindings nvidia-cuda-nvrtc nvidia-nvimgcodec-cu13 nvtx mako platformdirs pytools setuptools wheel
+	$(BIN)/python -m pip download --quiet --constraint constraints.txt --no-deps --no-build-isolation \
+	  --no-binary pycuda --dest build/pycuda pycuda
+	tar xzf build/pycuda/pycuda-*.tar.gz --strip-components=1 -C build/pycuda
+	g++ -shared -x c++ /dev/null -o build/pycuda/driver/libcuda.so
+	cd build/pycuda && ../../$(BIN)/python configure.py --cuda-root=$(CUDA_ROOT) --no-cuda-enable-curand \
+	  --cudadrv-lib-dir=$(CURDIR)/build/pycuda/driver
+	$(PIP) --no-deps --no-build-isolation build/pycuda
+	touch $@
+
+# The tests that need an NVIDIA GPU; elsewhere each says what it lacks. With IMAGES=DIR, the benchmark too.
 gpu-check: install
 	$(BIN)/pytest -m gpu
+	$(if $(IMAGES),$(BIN)/python benchmarks/gpu_pipeline.py --images $(IMAGES))
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from trt_vit.cuda import device as devices
-from trt_vit.cuda.pycuda_device import PyCudaDevice
-from trt_vit.errors import EnvironmentFault
+from trt_vit.cuda import pycuda_device
+from trt_vit.cuda.pycuda_device import PyCudaDevice, _PyCudaKernel
+from trt_vit.errors import EnvironmentFault, OutOfDeviceMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,11 +45,15 @@ class Drivers:
         gpu = SimpleNamespace(
             name=lambda: "A GPU", compute_capability=lambda: (8, 9), retain_primary_context=lambda: context
         )
+        self.context = context
+        self._gpu = gpu
+        self.opened: list[int] = []
         self.cuda = ModuleType("pycuda.driver")
         self.cuda.__dict__.update(
             Error=CudaError,
             init=lambda: self.log.append("init"),
-            Device=lambda _number: gpu,
+            Device=self._device,
+            module_from_buffer=self._module,
             Stream=lambda flags: SimpleNamespace(handle=STREAM, flags=flags),
             mem_get_info=lambda: (1 << 20, 3 << 20),
             mem_alloc=self._allocate,
@@ -67,6 +72,8 @@ class Drivers:
             "cuEventDestroy": (),
             "cuEventRecord": (),
             "cuEventSynchronize": (),
+            "cuEventElapsedTime": (1500.0,),
+            "cuStreamWaitEvent": (),
             "cuStreamBeginCapture": (),
             "cuStreamEndCapture": (GRAPH,),
             "cuGraphInstantiate": (EXECUTABLE,),
@@ -76,13 +83,13 @@ class Drivers:
         }.items():
             setattr(self.bindings, name, self._function(name, values))
 
-    def open(self) -> PyCudaDevice:
-        opened = PyCudaDevice(self.cuda, self.bindings, 0)
+    def open(self, index: int = 0) -> PyCudaDevice:
+        opened = PyCudaDevice(self.cuda, self.bindings, index)
         self.log.clear()
         return opened
 
-    def _function(self, name: str, values: tuple[int, ...]) -> Any:
-        def call(*arguments: int) -> tuple[int, ...]:
+    def _function(self, name: str, values: tuple[float, ...]) -> Any:
+        def call(*arguments: int) -> tuple[float, ...]:
             self.log.append(" ".join([name, *map(hex, arguments)]))
             status = self.statuses.get(name, 0)
             return (status, *(0 if status else value for value in values))
@@ -93,6 +100,23 @@ class Drivers:
         if self.memory_is_full:
             raise CudaMemoryError("cuMemAlloc failed: out of memory")
         return ADDRESS
+
+    def _device(self, number: int) -> Any:
+        self.opened.append(number)
+        return self._gpu
+
+    def _module(self, image: bytes) -> Any:
+        self.log.append(f"load {image.decode()}")
+        return SimpleNamespace(get_function=self._kernel)
+
+    def _kernel(self, name: str) -> Any:
+        def launch(grid: tuple[int, int], block: tuple[int, int, int], stream: Any, *arguments: bytes) -> None:
+            if self.copies_fail:
+                raise CudaError("cuLaunchKernel failed: invalid argument")
+            self.log.append(f"{name} {grid} {block} {stream.handle:#x} {arguments}")
+
+        prepare = lambda formats: self.log.append(f"prepare {formats}")  # noqa: E731
+        return SimpleNamespace(prepare=prepare, prepared_async_call=launch)
 
     def _pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         if self.memory_is_full:
@@ -145,6 +169,47 @@ def test_an_event_waits_without_spinning(drivers: Drivers) -> None:
     assert drivers.log[-1] == "cuEventDestroy 0x88"
 
 
+def test_events_that_are_timed_know_how_far_apart_they_are(drivers: Drivers) -> None:
+    opened = drivers.open()
+    start, end = opened.event(timed=True), opened.event(timed=True)
+    assert end.seconds_since(start) == 1.5
+    assert drivers.log == ["cuEventCreate 0x1", "cuEventCreate 0x1", "cuEventElapsedTime 0x88 0x88"]
+
+
+def test_a_stream_waits_for_another_s_event(drivers: Drivers) -> None:
+    opened = drivers.open()
+    event = opened.event()
+    opened.stream().wait(event)
+    assert drivers.log[-1] == "cuStreamWaitEvent 0x77 0x88 0x0"
+
+
+def test_kernels_are_loaded_once_for_each_source_and_launched_with_one_struct(
+    drivers: Drivers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pycuda_device, "compiled", lambda source, capability: f"{source} for {capability}".encode())
+    opened = drivers.open()
+    first, _ = opened.kernel("a.cu", "one"), opened.kernel("b.cu", "two")
+    second = opened.kernel("a.cu", "three")
+    assert drivers.log == ["load a.cu for 8.9", "load b.cu for 8.9"]
+    assert (first.name, second.name) == ("one", "three")
+    drivers.log.clear()
+    opened.stream().launch(second, (4, 2), b"12345678")
+    assert drivers.log == ["prepare ['8s']", "three (4, 2) (256, 1, 1) 0x77 (b'12345678',)"]
+
+
+def test_which_gpu(drivers: Drivers) -> None:
+    assert drivers.open(2).index == 2
+    assert drivers.opened == [2]
+
+
+def test_at_the_end_of_the_process_a_gpu_that_failed_is_left_alone(drivers: Drivers) -> None:
+    def fail() -> None:
+        raise CudaError("cuDevicePrimaryCtxRelease failed: unspecified launch failure")
+
+    drivers.context.detach = fail
+    drivers.open()._detach()
+
+
 def test_captured_work_is_launched_as_a_whole(drivers: Drivers) -> None:
     stream = drivers.open().stream()
     graph = stream.capture(lambda: drivers.log.append("work"))
@@ -186,13 +251,13 @@ def test_a_capture_is_ended_whatever_happens(drivers: Drivers) -> None:
 def test_full_memory_says_how_much_there_is(drivers: Drivers) -> None:
     opened = drivers.open()
     drivers.memory_is_full = True
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(OutOfDeviceMemory) as caught:
         opened.allocate(5 << 20)
     assert caught.value.message == (
         "cannot allocate 5 MiB on A GPU: 1 of 3 MiB are free: cuMemAlloc failed: out of memory"
     )
     assert "--batch-size" in caught.value.hint
-    with pytest.raises(EnvironmentFault, match="cannot allocate 4 MiB of pinned host memory: cuMemHostAlloc failed"):
+    with pytest.raises(OutOfDeviceMemory, match="cannot allocate 4 MiB of pinned host memory: cuMemHostAlloc failed"):
         opened.pinned((1 << 10, 1 << 10), np.float32)
 
 
@@ -205,6 +270,11 @@ def test_failures_of_cuda_are_faults_of_the_environment(drivers: Drivers) -> Non
         stream.copy_to_device(memory, np.zeros(1))
     with pytest.raises(EnvironmentFault, match=failure):
         stream.copy_to_host(np.zeros(1), memory)
+    with pytest.raises(EnvironmentFault, match="CUDA failed: cuLaunchKernel failed: invalid argument"):
+        stream.launch(_PyCudaKernel(drivers._kernel("one"), "one"), (1, 1), b"")
+    drivers.statuses["cuStreamWaitEvent"] = 2
+    with pytest.raises(OutOfDeviceMemory, match="CUDA failed: 2"):
+        stream.wait(event)
     drivers.statuses["cuEventSynchronize"] = LAUNCH_FAILED
     with pytest.raises(EnvironmentFault, match="CUDA failed: unspecified launch failure") as caught:
         event.synchronize()
@@ -243,6 +313,10 @@ class TestOpen:
         assert devices.open_device().name == "A GPU"
         assert devices.open_device() is devices.open_device()
         assert drivers.log == ["init"]
+
+    def test_each_gpu_once(self, installed: dict[str, Any], drivers: Drivers) -> None:
+        assert [devices.open_device(index).index for index in (1, 0, 1)] == [1, 0, 1]
+        assert drivers.opened == [1, 0]
 
     @pytest.mark.parametrize(
         ("module", "error", "message", "hint"),

@@ -25,16 +25,21 @@ def launch(name: str, grid: tuple[int, int], arguments: bytes) -> None:
     function(ctypes.c_uint(grid[0]), ctypes.c_uint(grid[1]), arguments)
 
 
-@cache
-def _libraries() -> list[ctypes.CDLL]:
+def compile_for_cpu(source: str, library: Path) -> None:
+    """Make a shared library of a source."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
+    flags = [*FLAGS, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-x", "c++", DIRECTORY / source, "-o", library], check=True)
+
+
+@cache
+def _libraries() -> list[ctypes.CDLL]:
     with tempfile.TemporaryDirectory() as name:
         libraries = []
         for source in SOURCES:
             library = Path(name, f"{source}.so")
-            flags = [*FLAGS, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-            subprocess.run([compiler, *flags, "-x", "c++", DIRECTORY / source, "-o", library], check=True)
+            compile_for_cpu(source, library)
             libraries.append(ctypes.CDLL(str(library)))
     return libraries
