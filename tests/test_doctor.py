@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
-from trt_vit.doctor import ACCELERATORS, CORE, EXPORT, examine, findings
+from trt_vit.cuda import driver
+from trt_vit.cuda.driver import Gpu
+from trt_vit.doctor import ACCELERATORS, CORE, EXPORT, examine, findings, gpu_findings
 from trt_vit.runtime import registry
 
 if TYPE_CHECKING:
@@ -49,3 +52,18 @@ def test_an_old_tensorrt_is_a_risk() -> None:
     (finding,) = findings(COMPLETE | {"tensorrt": "10.16.1"})
     assert "10.16.1" in finding.problem
     assert findings(COMPLETE | {"tensorrt": "11.4.0"}) == []
+
+
+def test_without_a_gpu_nothing_is_missing_for_one() -> None:
+    assert gpu_findings(COMPLETE) == []
+
+
+def test_what_a_gpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "gpus", lambda: [Gpu("NVIDIA L4", "8.9", 1)])
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    assert [finding.problem for finding in gpu_findings(COMPLETE)] == [
+        "cuda-bindings, pycuda not installed: the GPU is not used",
+        "nvidia-nvimgcodec-cu13 is not installed: --decode fast does not work",
+        "neither nvcc nor NVRTC is there: kernels cannot be compiled",
+    ]
+    assert gpu_findings(COMPLETE | dict.fromkeys(ACCELERATORS, "1.0")) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
 
 CORE = ("numpy", "onnxruntime", "openvino", "pillow", "pyarrow", "simplejpeg")
 EXPORT = ("huggingface-hub", "onnx", "onnxscript", "safetensors", "torch", "transformers")
-ACCELERATORS = ("cuda-bindings", "onnxruntime-gpu", "pycuda", "tensorrt", "tensorrt-rtx-cu13-bindings")
+GPU = ("cuda-bindings", "pycuda")
+ACCELERATORS = (
+    *GPU,
+    "nvidia-cuda-nvrtc",
+    "nvidia-nvimgcodec-cu13",
+    "nvtx",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+)
+_GPU_FIX = "pip install 'trt-vit[cuda]'"
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 
@@ -55,7 +66,7 @@ def examine() -> dict[str, Any]:
         "tensorrt": tensorrt_family(),
         "packages": packages,
         "runtimes": registry.usable(),
-        "findings": [vars(finding) for finding in [*findings(packages), *broken_runtimes()]],
+        "findings": [vars(finding) for finding in [*findings(packages), *gpu_findings(packages), *broken_runtimes()]],
     }
 
 
@@ -96,6 +107,20 @@ def findings(packages: Mapping[str, str | None]) -> list[Finding]:
     if tensorrt is not None and int(tensorrt.split(".")[0]) < FIRST_SAFE:
         problem = f"TensorRT {tensorrt} has known flaws that let a crafted model run code"
         found.append(Finding(problem, f"upgrade to TensorRT {FIRST_SAFE} or later"))
+    return found
+
+
+def gpu_findings(packages: Mapping[str, str | None]) -> list[Finding]:
+    """Return what the machine's GPU lacks, given packages as name to version; nothing where there is no GPU."""
+    if not driver.gpus():
+        return []
+    missing = [name for name in GPU if packages[name] is None]
+    found = [Finding(f"{', '.join(missing)} not installed: the GPU is not used", _GPU_FIX)] if missing else []
+    if packages["nvidia-nvimgcodec-cu13"] is None:
+        found.append(Finding("nvidia-nvimgcodec-cu13 is not installed: --decode fast does not work", _GPU_FIX))
+    if shutil.which("nvcc") is None and packages["nvidia-cuda-nvrtc"] is None:
+        problem = "neither nvcc nor NVRTC is there: kernels cannot be compiled"
+        found.append(Finding(problem, "install the CUDA toolkit, or pip install nvidia-cuda-nvrtc"))
     return found
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from trt_vit.cuda.device import Device, Event
+    from trt_vit.cuda.device import Device, Event, Stream
     from trt_vit.cuda.preprocess import PlacedImage
     from trt_vit.runtime.protocol import GpuLane
 
@@ -154,7 +154,7 @@ class PipelineLane:
             except OutOfDeviceMemory:
                 if count <= self._lane.smallest:
                     raise
-                self._wait()  # what is under way gives back its memory
+                self._wait_for(self._lane.stream)  # what is under way gives back its memory
                 self.largest = max(self._lane.smallest, count // 2)
             else:
                 first += count
@@ -194,8 +194,16 @@ class PipelineLane:
         )
         self._lane.stream.launch(self._top_k, (count, 1), arguments)
 
-    def _wait(self) -> None:
-        """Wait for all that the lane has enqueued for the engine."""
+    def drain(self) -> None:
+        """Wait for all that has been enqueued: until then its memory must not be given back.
+
+        Raises:
+            EnvironmentFault: The GPU failed.
+        """
+        for stream in (self.decode_stream, self._copy_stream, self._lane.stream):
+            self._wait_for(stream)
+
+    def _wait_for(self, stream: Stream) -> None:
         everything = self.device.event()
-        self._lane.stream.record(everything)
+        stream.record(everything)
         everything.synchronize()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -134,6 +134,9 @@ class _GpuLane:
         """Wait for what is under way, and drop the rest."""
         self._enqueuer.shutdown(wait=True, cancel_futures=True)
         self._follower.shutdown(wait=True, cancel_futures=True)
+        # Whoever would have waited for a batch may have been dropped. A GPU that has failed has nothing under way.
+        with suppress(EnvironmentFault), self.pipeline.device.current():
+            self.pipeline.drain()
 
     def _enqueue(self, batch: _Batch, loads: Sequence[Future[Loaded]]) -> _Enqueued:
         """Wait for a batch's images, and give them to the GPU."""
