@@ -60,6 +60,7 @@ from trt_vit.runtime.protocol import RuntimeOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from trt_vit.cuda.decode import GpuDecoder
     from trt_vit.cuda.device import Device, Stream
     from trt_vit.images.preprocessing import Decode
     from trt_vit.pipeline.classifier import Classifier
@@ -239,15 +240,22 @@ def decode_batches(device: Device, batches: Sequence[Sequence[str]], readers: Th
     """Decode batches one after the other, each read while the one before is decoded."""
     decoder = open_decoder(device.index)
     with device.current():
-        stream, done = device.stream(), device.event()
-        files = list(map(read_image, batches[0])) if batches else []
-        for following in [*batches[1:], ()]:
-            ahead = readers.map(read_image, following)
-            pixels = decoder.decode(files, stream.handle)
-            stream.record(done)
-            done.synchronize()
-            del pixels
-            files = list(ahead)
+        decode_in_turn(device, decoder, batches, readers)  # in a function: its stream is given back in the block
+
+
+def decode_in_turn(
+    device: Device, decoder: GpuDecoder, batches: Sequence[Sequence[str]], readers: ThreadPoolExecutor
+) -> None:
+    """Decode batches on a stream of their own."""
+    stream, done = device.stream(), device.event()
+    files = list(map(read_image, batches[0])) if batches else []
+    for following in [*batches[1:], ()]:
+        ahead = readers.map(read_image, following)
+        pixels = decoder.decode(files, stream.handle)
+        stream.record(done)
+        done.synchronize()
+        del pixels
+        files = list(ahead)
 
 
 def measure_throughput(
