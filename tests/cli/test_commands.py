@@ -107,6 +107,7 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["classify", "{bundle}", "-o", "{tmp}/o.csv"], 2, "INPUT is missing"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--batch-size", "9"], 2, "1 to 8"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--top-k", "0"], 2, "--top-k"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--decode", "best"], 2, "'exact' or 'fast'"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--topk", "2"], 2, "No such option: --topk"),
         (["classify", "{tmp}/none", "{images}", "-o", "{tmp}/o.csv"], 2, "no bundle at"),
         (["classify", "{changed}", "{images}", "-o", "{tmp}/o.csv"], 5, "is not what the manifest says"),

@@ -328,7 +328,7 @@ class TestFaults:
 def test_every_stage_is_timed_and_on_the_timeline(bench: Callable[..., Bench], pictures: list[str]) -> None:
     made, timeline = bench(batch_size=4, lane_count=2, decode="fast"), Timeline()
     _, summary = made.run(pictures, timeline)
-    names = ["read", "decode", "stage", "gpu decode", "copy", "preprocess", "infer", "top_k", "write"]
+    names = ["read", "decode", "stage", "gpu_decode", "copy", "preprocess", "infer", "top_k", "write"]
     assert list(summary.stages) == names
     assert all(seconds > 0 for seconds in summary.stages.values())
     intervals = timeline.intervals
@@ -339,7 +339,7 @@ def test_every_stage_is_timed_and_on_the_timeline(bench: Callable[..., Bench], p
         assert own["copy"].end <= own["preprocess"].start
         assert own["preprocess"].end == own["infer"].start
         assert own["infer"].end == own["top_k"].start
-    assert set(overlap(intervals).busy) == {"gpu decode", "copy", "preprocess", "infer", "top_k"}
+    assert set(overlap(intervals).busy) == {"gpu_decode", "copy", "preprocess", "infer", "top_k"}
 
 
 def test_photos_come_out_as_on_the_cpu(bench: Callable[..., Bench]) -> None:

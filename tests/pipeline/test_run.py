@@ -20,7 +20,7 @@ from trt_vit.pipeline.run import classify
 from trt_vit.runtime.protocol import EngineStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -169,6 +169,20 @@ def test_a_lane_that_fails_stops_the_run_without_a_hang(greys: list[str]) -> Non
     with pytest.raises(EnvironmentFault, match="the device is gone"):
         classify(greys, classifier(FakeRuntime(batch_size=2, fail_at=5)), ListSink(), lambda _rows: None)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("decode", "lane"))]
+
+
+def test_an_interrupt_drains_the_run(greys: list[str]) -> None:
+    sink, seen = ListSink(), []
+
+    def interrupt(rows: Sequence[Row]) -> None:
+        seen.append(len(rows))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classify(greys, classifier(FakeRuntime(batch_size=2)), sink, interrupt)
+    assert 2 < len(seen) <= 2 + 5  # the batches that had been started, and no other
+    assert [row.path for row in sink.rows] == greys[: sum(seen)]
 
 
 def test_every_stage_is_timed(greys: list[str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from trt_vit.cuda.decode import DecodedImage
 
-from tests.support.recording_device import Access, RecordingDevice, reads, writes
+from tests.support.recording_device import Access, RecordingDevice, RecordingMemory, reads, writes
+from trt_vit.cuda.decode import DecodedImage
 from trt_vit.errors import EnvironmentFault, ImageError, OutOfDeviceMemory
 from trt_vit.images.decode import decode
 from trt_vit.runtime.protocol import EngineStatistics
@@ -132,4 +133,11 @@ class EmulatedDecoder:
             return [writes(memory.address, memory.nbytes)]
 
         self._device.stream_of(stream).enqueue("decode", run)
-        return DecodedImage(memory.address, pitch, height, width, memory)
+        return DecodedImage(memory.address, pitch, height, width, _Owner(self._device, memory))
+
+
+class _Owner:
+    """Memory that another image may get when nobody refers to this any more: that is as good as writing to it."""
+
+    def __init__(self, device: RecordingDevice, memory: RecordingMemory) -> None:
+        weakref.finalize(self, device.host_touches, memory.data, write=True)

@@ -56,7 +56,7 @@ class BatchShape:
     def sure_bytes(self) -> int:
         """Bytes of an image that has been resized already: its pixels, and two tables of one weight a pixel."""
         height, width = self.kernel.height, self.kernel.width
-        return 3 * height * width + 4 * 3 * (height + width) + SOURCE.itemsize
+        return 3 * height * width + 4 * 3 * (height + width)
 
 
 class Flight:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-GPU_STAGES = ("gpu decode", "copy", "preprocess", "infer", "top_k")
+GPU_STAGES = ("gpu_decode", "copy", "preprocess", "infer", "top_k")
 """Stages of a batch on the GPU, in order. ``top_k`` ends when its answer is on the host."""
 
 

@@ -90,7 +90,7 @@ class Loader:
         flight.has_decoded = bool(waiting)
         if self._decoder is None or not waiting:
             return images
-        with stage("gpu decode"):
+        with stage("gpu_decode"):
             stream.record(flight.decoding)
             pixels = self._decoder.decode([image.data or b"" for image in waiting], stream.handle)
             stream.record(flight.decoded)
