@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from trt_vit.errors import OutputError, UsageError
+from trt_vit.outputs import printable
 from trt_vit.pipeline.rows import Prediction, Row
-from trt_vit.pipeline.sinks import ParquetSink, open_sink, printable
+from trt_vit.pipeline.sinks import ParquetSink, open_sink
 
 ROWS = [
     Row("a b.jpg", None, (Prediction(3, "crane, the bird", 0.75), Prediction(1, 'say "é"', 0.125))),

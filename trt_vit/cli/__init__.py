@@ -13,6 +13,7 @@ from trt_vit.cli.build_engine import build_engine
 from trt_vit.cli.classify import classify
 from trt_vit.cli.compare import compare
 from trt_vit.cli.doctor import doctor
+from trt_vit.cli.evaluate import evaluate
 from trt_vit.cli.export import export
 from trt_vit.cli.inspect import inspect
 from trt_vit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TrtVitError
@@ -31,6 +32,7 @@ app.command()(doctor)
 app.command()(export)
 app.command("build-engine")(build_engine)
 app.command()(classify)
+app.command()(evaluate)
 app.command()(compare)
 app.command()(inspect)
 

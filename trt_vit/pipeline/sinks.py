@@ -1,7 +1,6 @@
 """Writing result rows: JSON lines, CSV or Parquet, by the output's suffix.
 
-Results go to a temporary file beside the output and take its name in one step when all of them are on disk. Whoever
-finds a file under that name finds all of it.
+Results take the output's name in one step when all of them are on disk: see ``trt_vit.outputs``.
 """
 
 from __future__ import annotations
@@ -9,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from trt_vit.errors import OutputError, UsageError
+from trt_vit.errors import UsageError
+from trt_vit.outputs import naming, open_whole, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from trt_vit.pipeline.rows import Row
 
@@ -55,22 +53,13 @@ def open_sink(output: Path, k: int) -> Iterator[Sink]:
         OutputError: The file cannot be written.
     """
     make = _sink_class(output)
-    place = Path(os.path.realpath(output))
-    partial, stream = _open_partial(place)
-    sink = _NamingSink(make(stream, k), output)
-    try:
-        yield sink
-        with _naming(output):
+    with open_whole(output) as stream:
+        sink = _NamingSink(make(stream, k), output)
+        try:
+            yield sink
             sink.close()
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
-            partial.replace(place)
-    finally:
-        sink.discard()
-        with contextlib.suppress(OSError):  # what could not be written here is on its way up already
-            stream.close()
-        partial.unlink(missing_ok=True)
+        finally:
+            sink.discard()
 
 
 class _NamingSink:
@@ -81,22 +70,15 @@ class _NamingSink:
         self._output = output
 
     def write(self, rows: Iterable[Row]) -> None:
-        with _naming(self._output):
+        with naming(self._output):
             self._sink.write(rows)
 
     def close(self) -> None:
-        self._sink.close()
+        with naming(self._output):
+            self._sink.close()
 
     def discard(self) -> None:
         self._sink.discard()
-
-
-@contextmanager
-def _naming(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(output, error) from error
 
 
 def _sink_class(output: Path) -> Callable[[IO[bytes], int], Sink]:
@@ -105,32 +87,6 @@ def _sink_class(output: Path) -> Callable[[IO[bytes], int], Sink]:
     except KeyError:
         message = f"cannot tell the format of {output} from its suffix"
         raise UsageError(message, hint=f"end it in one of {', '.join(_SINKS)}") from None
-
-
-def _open_partial(output: Path) -> tuple[Path, IO[bytes]]:
-    if output.is_dir():
-        raise OutputError(f"cannot write {output}: it is a directory", hint="name a file in it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
-    except (OSError, ValueError) as error:
-        raise _unwritable(output, error) from error
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(handle, 0o666 & ~umask)
-    return Path(name), os.fdopen(handle, "wb")
-
-
-def _unwritable(output: Path, error: OSError | ValueError) -> OutputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return OutputError(
-        f"cannot write {output}: {reason}", hint="choose a place with room that you can write to with -o"
-    )
-
-
-def printable(path: str) -> str:
-    r"""Return a path as text that UTF-8 can hold: a byte that is not text becomes ``\xNN``."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class JsonLinesSink:
