@@ -45,7 +45,6 @@ from trt_vit.cuda import driver
 from trt_vit.cuda.decode import open_decoder
 from trt_vit.cuda.lane import BatchShape, PipelineLane
 from trt_vit.cuda.preprocess import describe, preprocess_kernel
-from trt_vit.cuda.timeline import Timeline, overlap
 from trt_vit.engine.build import build
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.progress import Lines
@@ -55,6 +54,7 @@ from trt_vit.pipeline.classify import load_classifier
 from trt_vit.pipeline.loading import Loader
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
+from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.runtime.protocol import RuntimeOptions
 
 if TYPE_CHECKING:

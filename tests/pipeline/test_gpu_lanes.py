@@ -17,7 +17,6 @@ from tests.support.data import sample_photos
 from tests.support.emulated_gpu import EmulatedDecoder, EmulatedRuntime
 from tests.support.recording_device import RecordingDevice
 from trt_vit.cuda.lane import SLOTS
-from trt_vit.cuda.timeline import Timeline, overlap
 from trt_vit.errors import EnvironmentFault, ImageError, OutOfDeviceMemory, UsageError
 from trt_vit.images.decode import decode, read_image
 from trt_vit.images.preprocess import Preprocessor
@@ -26,6 +25,7 @@ from trt_vit.pipeline import loading
 from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.lanes import NOT_FINITE
 from trt_vit.pipeline.run import Summary, classify
+from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.pipeline.topk import top_k
 
 if TYPE_CHECKING:
@@ -333,13 +333,17 @@ def test_every_stage_is_timed_and_on_the_timeline(bench: Callable[..., Bench], p
     assert all(seconds > 0 for seconds in summary.stages.values())
     intervals = timeline.intervals
     assert {interval.batch for interval in intervals} == set(range(11))
-    assert {interval.lane for interval in intervals} == {0, 1}
+    assert {interval.track for interval in intervals if interval.track.startswith("GPU")} == {
+        "GPU 0, lane 0",
+        "GPU 0, lane 1",
+    }
     for batch in range(11):
         own = {interval.stage: interval for interval in intervals if interval.batch == batch}
+        assert own["write"].track == "MainThread"
         assert own["copy"].end <= own["preprocess"].start
         assert own["preprocess"].end == own["infer"].start
         assert own["infer"].end == own["top_k"].start
-    assert set(overlap(intervals).busy) == {"gpu_decode", "copy", "preprocess", "infer", "top_k"}
+    assert set(overlap(intervals).busy) == set(names)
 
 
 def test_photos_come_out_as_on_the_cpu(bench: Callable[..., Bench]) -> None:

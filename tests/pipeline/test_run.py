@@ -17,6 +17,7 @@ from trt_vit.images.preprocessing import Preprocessing, Squash
 from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.lanes import NOT_FINITE
 from trt_vit.pipeline.run import classify
+from trt_vit.pipeline.timeline import Timeline
 from trt_vit.runtime.protocol import EngineStatistics
 
 if TYPE_CHECKING:
@@ -190,6 +191,23 @@ def test_every_stage_is_timed(greys: list[str]) -> None:
     assert list(summary.stages) == ["read", "decode", "preprocess", "infer", "top_k", "write"]
     assert all(seconds > 0 for seconds in summary.stages.values())
     assert summary.stages["infer"] >= 0.002 * 12
+
+
+def test_the_timeline_has_every_stage_of_every_batch(greys: list[str]) -> None:
+    timeline = Timeline()
+    summary = classify(greys, classifier(FakeRuntime(batch_size=4)), ListSink(), lambda _rows: None, timeline)
+    intervals = timeline.intervals
+    for stage, seconds in summary.stages.items():
+        own = [interval for interval in intervals if interval.stage == stage]
+        assert {interval.batch for interval in own} == set(range(13))
+        assert sum(interval.end - interval.start for interval in own) == pytest.approx(seconds)
+        assert len(own) == {"read": 51, "decode": 51, "preprocess": 49}.get(stage, 13)
+    assert {interval.track.partition("_")[0] for interval in intervals} == {"decode", "lane", "MainThread"}
+    assert all(0 <= interval.start <= interval.end for interval in intervals)
+    for batch in range(13):
+        loaded = max(interval.end for interval in intervals if interval.batch == batch and interval.stage == "decode")
+        (inferred,) = (interval for interval in intervals if (interval.batch, interval.stage) == (batch, "infer"))
+        assert loaded <= inferred.start
 
 
 def test_memory_is_bounded_by_the_slots(greys: list[str]) -> None:

@@ -9,6 +9,7 @@ read, so that their memory takes the next batch while the engine is still at wor
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,6 @@ from trt_vit.cuda import topk
 from trt_vit.cuda.arena import Arena
 from trt_vit.cuda.nvtx import stage
 from trt_vit.cuda.preprocess import SOURCE, PreprocessKernel, describe
-from trt_vit.cuda.timeline import GPU_STAGES
 from trt_vit.errors import OutOfDeviceMemory
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from trt_vit.cuda.device import Device, Event, Stream
     from trt_vit.cuda.preprocess import PlacedImage
     from trt_vit.runtime.protocol import GpuLane
+
+GPU_STAGES = ("gpu_decode", "copy", "preprocess", "infer", "top_k")
+"""Stages of a batch on the GPU, in order. ``top_k`` ends when its answer is on the host."""
 
 SLOTS = 3
 """Batches that a lane holds images of: one whose images are being decoded, one being copied, one being consumed."""
@@ -90,6 +93,10 @@ class PipelineLane:
 
     All of its methods need the device to be current in the calling thread.
 
+    Attributes:
+        origin: The event that times are since.
+        origin_time: When that was, by ``time.perf_counter``.
+
     Args:
         lane: The engine's lane.
         shape: What batches look like.
@@ -121,6 +128,7 @@ class PipelineLane:
         lane.stream.copy_to_device(self._values, values)
         lane.stream.record(self.origin)
         self.origin.synchronize()
+        self.origin_time = time.perf_counter()
 
     def enqueue(self, arena: Arena, flight: Flight, images: Sequence[PlacedImage | None]) -> None:
         """Enqueue all stages of a batch.

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.pipeline.classifier import Classifier
+    from trt_vit.pipeline.timeline import Timeline
     from trt_vit.runtime.protocol import Lane
 
 
 @contextmanager
-def open_cpu_lanes(classifier: Classifier) -> Iterator[CpuLanes]:
-    """Start the threads of a run, and stop them whatever happens: what has not begun is dropped."""
+def open_cpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> Iterator[CpuLanes]:
+    """Start the threads of a run, and stop them whatever happens: what has not begun is dropped.
+
+    Args:
+        classifier: The engine, and all that goes around it.
+        timeline: Told when each stage of each image and batch ran, where it is given.
+    """
     runtime = classifier.runtimes[0]
     # While every lane runs a batch, as many more are being filled, and one is waiting to be written.
     count = 2 * len(runtime.lanes) + 1
@@ -40,7 +46,7 @@ def open_cpu_lanes(classifier: Classifier) -> Iterator[CpuLanes]:
     decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
     lane_threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
     try:
-        yield CpuLanes(classifier, slots, decoders, lane_threads, free_lanes)
+        yield CpuLanes(classifier, slots, decoders, lane_threads, free_lanes, timeline)
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
         lane_threads.shutdown(wait=True, cancel_futures=True)
@@ -55,6 +61,7 @@ class CpuLanes:
     decoders: ThreadPoolExecutor
     lane_threads: ThreadPoolExecutor
     free_lanes: queue.SimpleQueue[Lane]
+    timeline: Timeline | None
 
     @property
     def depth(self) -> int:
@@ -73,10 +80,10 @@ class CpuLanes:
             self.decoders.submit(load_image, path, self.classifier.preprocessor, out)
             for path, out in zip(paths, slot, strict=False)
         ]
-        return self.lane_threads.submit(self._run_batch, paths, slot, loads)
+        return self.lane_threads.submit(self._run_batch, number, paths, slot, loads)
 
     def _run_batch(
-        self, paths: Sequence[str], slot: NDArray[np.float32], loads: Sequence[Future[LoadedImage]]
+        self, number: int, paths: Sequence[str], slot: NDArray[np.float32], loads: Sequence[Future[LoadedImage]]
     ) -> BatchResult:
         """Wait until the batch's images are in its slot, then infer and make rows of the logits."""
         seconds = StageSeconds(CPU_STAGES)
@@ -85,6 +92,8 @@ class CpuLanes:
             image = load.result()
             errors.append(image.error)
             seconds.add(image.seconds)
+            if self.timeline is not None:
+                self.timeline.add_spans(number, image.seconds)
         if None not in errors:
             return BatchResult(failed_rows(paths, errors), seconds)
         with seconds.timing("infer"):
@@ -93,7 +102,10 @@ class CpuLanes:
             finite = np.all(np.isfinite(logits), axis=1)
             best = top_k(np.where(finite[:, np.newaxis], logits, 0), self.classifier.k)
             picked = (best.indices, best.probabilities)
-            return BatchResult(make_rows(paths, errors, finite, picked, self.classifier.labels), seconds)
+            rows = make_rows(paths, errors, finite, picked, self.classifier.labels)
+        if self.timeline is not None:
+            self.timeline.add_spans(number, seconds)
+        return BatchResult(rows, seconds)
 
     def _infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         lane = self.free_lanes.get()

@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from trt_vit.cuda import topk
-from trt_vit.cuda.lane import BatchShape, Flight, PipelineLane
+from trt_vit.cuda.lane import GPU_STAGES, BatchShape, Flight, PipelineLane
 from trt_vit.cuda.preprocess import preprocess_kernel
-from trt_vit.cuda.timeline import GPU_STAGES, Interval
 from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.lanes import BatchResult, failed_rows, make_rows
 from trt_vit.pipeline.loading import Loaded, Loader
 from trt_vit.pipeline.stages import StageSeconds
+from trt_vit.pipeline.timeline import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from trt_vit.cuda.arena import Arena
-    from trt_vit.cuda.timeline import Timeline
     from trt_vit.pipeline.classifier import Classifier
     from trt_vit.pipeline.rows import Row
+    from trt_vit.pipeline.timeline import Timeline
 
 STAGES = ("read", "decode", "stage", *GPU_STAGES, "write")
 """``decode`` is on the CPU; ``stage`` is the copy of pixels to where the GPU copies them from."""
@@ -168,6 +168,8 @@ class _GpuLane:
             seconds = StageSeconds(STAGES)
             for image in images:
                 seconds.add(image.seconds)
+                if self._timeline is not None:
+                    self._timeline.add_spans(batch.number, image.seconds)
             return BatchResult(self._rows(batch, flight, images, seconds), seconds, gpu_decoded)
         finally:
             self._flights.put(flight)
@@ -190,8 +192,11 @@ class _GpuLane:
         for name, (begin, end) in times.items():
             seconds.seconds[name] += end - begin
         if self._timeline is not None:
-            gpu, lane = self.pipeline.device.index, self._number
-            self._timeline.add(Interval(gpu, lane, batch.number, name, *span) for name, span in times.items())
+            track = f"GPU {self.pipeline.device.index}, lane {self._number}"
+            ahead = self.pipeline.origin_time - self._timeline.origin
+            self._timeline.add(
+                Interval(track, batch.number, name, begin + ahead, end + ahead) for name, (begin, end) in times.items()
+            )
         finite, indices, probabilities = topk.read(flight.answer[: len(batch.paths)])
         return make_rows(batch.paths, errors, finite, (indices, probabilities), self._classifier.labels)
 

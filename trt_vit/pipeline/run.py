@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from trt_vit.cuda.timeline import Timeline
     from trt_vit.pipeline.classifier import Classifier
     from trt_vit.pipeline.lanes import BatchResult, Lanes
     from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.sinks import Sink
+    from trt_vit.pipeline.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def classify(
         classifier: What to do to them.
         sink: Where the rows go.
         on_rows: Called with the rows of each batch after they are written.
-        timeline: Told when each stage of each batch ran on a GPU, where it is given.
+        timeline: Told when each stage of each image and batch ran, where it is given.
 
     Raises:
         EnvironmentFault: The runtime failed on a batch.
         OSError: The sink cannot be written.
     """
     with open_lanes(classifier, timeline) as lanes:
-        tally = _Tally(sink, on_rows, StageSeconds(lanes.stages))
+        tally = _Tally(sink, on_rows, StageSeconds(lanes.stages), timeline)
         under_way: deque[Future[BatchResult]] = deque()
         started = time.perf_counter()
         try:
@@ -101,7 +101,7 @@ def open_lanes(classifier: Classifier, timeline: Timeline | None = None) -> Iter
         with open_gpu_lanes(classifier, timeline) as gpu_lanes:
             yield gpu_lanes
     else:
-        with open_cpu_lanes(classifier) as cpu_lanes:
+        with open_cpu_lanes(classifier, timeline) as cpu_lanes:
             yield cpu_lanes
 
 
@@ -112,9 +112,11 @@ class _Tally:
     sink: Sink
     on_rows: Callable[[Sequence[Row]], None]
     seconds: StageSeconds
+    timeline: Timeline | None
     images: int = 0
     failed: int = 0
     gpu_decoded: int = 0
+    batches: int = 0
 
     def write_all(self, under_way: deque[Future[BatchResult]]) -> None:
         while under_way:
@@ -125,7 +127,11 @@ class _Tally:
         under_way.popleft()
         with self.seconds.timing("write"):
             self.sink.write(result.rows)
+        if self.timeline is not None:
+            self.timeline.add_spans(self.batches, self.seconds)
+        self.seconds.spans.clear()
         self.seconds.add(result.seconds)
+        self.batches += 1
         self.images += len(result.rows)
         self.failed += count_failed(result.rows)
         self.gpu_decoded += result.gpu_decoded

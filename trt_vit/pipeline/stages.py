@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +32,14 @@ class StageSeconds:
 
     Attributes:
         seconds: By stage, in that order.
+        thread: Name of the thread that began.
+        spans: Stage, start and end of each time that it was busy, by ``time.perf_counter``.
     """
 
     def __init__(self, stages: Iterable[str]) -> None:
         self.seconds = dict.fromkeys(stages, 0.0)
+        self.thread = threading.current_thread().name
+        self.spans: list[tuple[str, float, float]] = []
 
     @contextmanager
     def timing(self, stage: str) -> Iterator[None]:
@@ -43,10 +48,12 @@ class StageSeconds:
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - start
+            end = time.perf_counter()
+            self.seconds[stage] += end - start
+            self.spans.append((stage, start, end))
 
     def add(self, other: StageSeconds) -> None:
-        """Add another task's seconds to these."""
+        """Add another task's seconds to these; its spans stay its own."""
         for stage, value in other.seconds.items():
             self.seconds[stage] += value
 

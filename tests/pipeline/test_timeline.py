@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trt_vit.cuda.timeline import Interval, Timeline, overlap
+from trt_vit.pipeline.timeline import Interval, Timeline, overlap
 
 
 def interval(stage: str, start: float, end: float, batch: int = 0) -> Interval:
-    return Interval(0, 0, batch, stage, start, end)
+    return Interval("lane", batch, stage, start, end)
 
 
 def test_nothing() -> None:

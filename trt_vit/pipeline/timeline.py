@@ -1,8 +1,9 @@
-"""When each stage of each batch ran on the GPU, and what that says of how much they overlap."""
+"""When each stage of a run was at work, and what that says of how much they overlap."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,25 +12,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-GPU_STAGES = ("gpu_decode", "copy", "preprocess", "infer", "top_k")
-"""Stages of a batch on the GPU, in order. ``top_k`` ends when its answer is on the host."""
+    from trt_vit.pipeline.stages import StageSeconds
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One stage of one batch.
+    """One stage of one image or batch.
 
     Attributes:
-        gpu: Number of the GPU.
-        lane: Number of the lane on that GPU.
+        track: Who was at work: a thread, or a lane of a GPU.
         batch: Number of the batch.
-        stage: One of ``GPU_STAGES``.
-        start: Seconds since the run began, on the GPU's clock.
+        stage: Name of the stage.
+        start: Seconds since the run began.
         end: As ``start``.
     """
 
-    gpu: int
-    lane: int
+    track: str
     batch: int
     stage: str
     start: float
@@ -41,16 +39,28 @@ class Timeline:
 
     Args:
         capacity: How many intervals are kept.
+
+    Attributes:
+        origin: When the run began, by ``time.perf_counter``.
     """
 
-    def __init__(self, capacity: int = 100_000) -> None:
+    def __init__(self, capacity: int = 200_000) -> None:
+        self.origin = time.perf_counter()
         self._kept: deque[Interval] = deque(maxlen=capacity)
         self._lock = threading.Lock()
 
     def add(self, intervals: Iterable[Interval]) -> None:
-        """Add the stages of a batch."""
+        """Add what has been at work."""
         with self._lock:
             self._kept.extend(intervals)
+
+    def add_spans(self, batch: int, busy: StageSeconds) -> None:
+        """Add what a task was busy with, which belongs to a batch."""
+        spans = list(busy.spans)
+        self.add(Interval(busy.thread, batch, stage, *self._since(start, end)) for stage, start, end in spans)
+
+    def _since(self, start: float, end: float) -> tuple[float, float]:
+        return start - self.origin, end - self.origin
 
     @property
     def intervals(self) -> list[Interval]:
