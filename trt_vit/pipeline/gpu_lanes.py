@@ -134,7 +134,10 @@ class _GpuLane:
         """Wait for what is under way, and drop the rest."""
         self._enqueuer.shutdown(wait=True, cancel_futures=True)
         self._follower.shutdown(wait=True, cancel_futures=True)
-        # Whoever would have waited for a batch may have been dropped. A GPU that has failed has nothing under way.
+        self._drain()  # whoever would have waited for a batch may have been dropped
+
+    def _drain(self) -> None:
+        # A GPU that has failed has nothing under way.
         with suppress(EnvironmentFault), self.pipeline.device.current():
             self.pipeline.drain()
 
@@ -148,7 +151,8 @@ class _GpuLane:
                 if any(placed):
                     self.pipeline.enqueue(batch.arena, flight, placed)
         except BaseException:
-            self._flights.put(flight)  # or the batches behind this one would wait for it for ever
+            self._drain()  # what the GPU was given reads the batch's memory, which the next one is about to get
+            self._flights.put(flight)
             raise
         return _Enqueued(flight, images)
 
