@@ -164,7 +164,7 @@ class _GpuLane:
             release()
             raise
         try:
-            gpu_decoded = sum(image.decoded is not None for image in images)
+            gpu_decoded = sum(image.gpu_decoded for image in images)
             try:
                 self._wait_until_read(batch, flight, images)
             finally:
@@ -182,6 +182,8 @@ class _GpuLane:
         with _naming(batch), self.pipeline.device.current():
             if any(image.placed for image in images):
                 flight.consumed.synchronize()
+            elif flight.has_decoded:
+                flight.decoded.synchronize()
             for image in images:
                 image.decoded = None  # gives its memory back to the decoder
 

@@ -39,7 +39,9 @@ class Loaded:
         error: Why it cannot be used, or None.
         placed: Where it is, once it is there.
         data: Its file, as long as the GPU is to decode it.
-        decoded: Its pixels if the GPU has decoded it, which live as long as this.
+        decoded: What the GPU has decoded of it, which lives as long as this: whether it is used or not, it must not be
+            given back before the GPU has written it.
+        gpu_decoded: Whether that is used.
     """
 
     seconds: StageSeconds
@@ -47,6 +49,7 @@ class Loaded:
     placed: PlacedImage | None = None
     data: bytes | None = None
     decoded: DecodedImage | None = None
+    gpu_decoded: bool = False
 
 
 class Loader:
@@ -136,6 +139,7 @@ class Loader:
 
     def _place_decoded(self, image: Loaded, decoded: DecodedImage | None, arena: Arena) -> None:
         """Put the tables of an image there whose pixels are on the GPU; if that cannot be, it keeps its file."""
+        image.decoded = decoded
         if decoded is None:
             return
         with image_errors(image):
@@ -145,7 +149,7 @@ class Loader:
                 return
             _write_tables(plan, arena, place)
             image.placed = PlacedImage(plan, decoded.address, decoded.pitch, place // 4)
-            image.decoded = decoded
+            image.gpu_decoded = True
         image.data = None
 
 
