@@ -32,7 +32,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from environment import environment
 from onnx_ir.passes.common import TopologicalSortPass
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -48,6 +47,7 @@ from trt_vit.engine.prepare import prepare
 from trt_vit.engine.progress import Quiet
 from trt_vit.engine.quantizer import quantizer
 from trt_vit.graph.fold import fold
+from trt_vit.profile.machine import environment
 from trt_vit.quantize.calibration import CalibrationSet, read_batches
 from trt_vit.quantize.equalize import Numbers
 from trt_vit.quantize.linear import linear_layers

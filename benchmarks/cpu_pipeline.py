@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino
 import torch
-from environment import environment
 from photos import photos
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
@@ -49,6 +48,7 @@ from trt_vit.pipeline.classify import load_classifier
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.stages import load_image
+from trt_vit.profile.machine import environment
 from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, HINTS, supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
 

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from environment import environment
 from gpu_peers import compiled_contender, hugging_face_contender
 from photos import photos
 from vit_base import write_checkpoint
@@ -55,6 +54,7 @@ from trt_vit.pipeline.loading import Loader
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.timeline import Timeline, overlap
+from trt_vit.profile.machine import environment
 from trt_vit.runtime.protocol import RuntimeOptions
 
 if TYPE_CHECKING:

@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from environment import environment
 from outliers import add_outliers
 
 from trt_vit.caches import FileCache
@@ -46,6 +45,7 @@ from trt_vit.checkpoint.load import to_onnx
 from trt_vit.engine.compare import compare_logits
 from trt_vit.graph.rewrite import rewrite
 from trt_vit.images.source import list_images
+from trt_vit.profile.machine import environment
 from trt_vit.quantize.calibrate import calibrate
 from trt_vit.quantize.calibration import choose_images, read_batches
 from trt_vit.quantize.equalize import Methods, Numbers

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from environment import environment
 
 from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
@@ -25,6 +24,7 @@ from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.progress import Quiet
 from trt_vit.errors import TrtVitError
 from trt_vit.images.source import list_images
+from trt_vit.profile.machine import environment
 from trt_vit.quantize.calibration import read_batches
 from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime
 from trt_vit.runtime.protocol import RuntimeOptions

@@ -16,9 +16,10 @@ from trt_vit.errors import InputError, UsageError
 from trt_vit.evaluate import evaluate as module
 from trt_vit.evaluate.evaluate import NOT_FINITE, Evaluation, evaluate_bundles
 from trt_vit.evaluate.logits import run_engines
-from trt_vit.evaluate.report import THUMBNAILS, check_report, render, write_report
+from trt_vit.evaluate.report import THUMBNAILS, evaluation_report
 from trt_vit.evaluate.statistics import mcnemar, wilson_interval
 from trt_vit.images.decode import decode
+from trt_vit.reports import check_report, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +175,7 @@ def test_the_report_has_the_figures_and_escapes_names(
     onnxruntime_bundle: Bundle, shallow_bundle: Bundle, data: Path, tmp_path: Path
 ) -> None:
     found = evaluated(onnxruntime_bundle, shallow_bundle, data=data)
-    text = render(found)
+    text = evaluation_report(found)
     assert "broken &lt;b&gt;.png" in text
     assert "<b>" not in text
     for engine in found.engines:
@@ -184,7 +185,7 @@ def test_the_report_has_the_figures_and_escapes_names(
     assert "http://" not in text
     assert "https://" not in text  # it needs nothing else
     assert "<script" not in text
-    write_report(tmp_path / "deep" / "report.html", found)
+    write_report(tmp_path / "deep" / "report.html", text)
     assert (tmp_path / "deep" / "report.html").read_text(encoding="utf-8") == text
 
 

@@ -16,6 +16,7 @@ from trt_vit.cli.doctor import doctor
 from trt_vit.cli.evaluate import evaluate
 from trt_vit.cli.export import export
 from trt_vit.cli.inspect import inspect
+from trt_vit.cli.profile import profile
 from trt_vit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TrtVitError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app.command("build-engine")(build_engine)
 app.command()(classify)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(profile)
 app.command()(inspect)
 
 

@@ -40,7 +40,8 @@ def evaluate(
     from trt_vit.cli.console import note, print_document
     from trt_vit.engine.progress import Steps, report_build
     from trt_vit.evaluate.evaluate import evaluate_bundles
-    from trt_vit.evaluate.report import check_report, write_report
+    from trt_vit.evaluate.report import evaluation_report
+    from trt_vit.reports import check_report, write_report
 
     if report is not None:
         check_report(report)
@@ -53,7 +54,7 @@ def evaluate(
         path, reason = found.failures[0]
         note(f"warning: {len(found.failures)} images could not be used, {path} for one: {reason}")
     if report is not None:
-        write_report(report, found)
+        write_report(report, evaluation_report(found))
         note(f"wrote {report}")
     if json:
         engines = [asdict(engine) for engine in found.engines]
