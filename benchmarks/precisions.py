@@ -87,8 +87,8 @@ def table_of(results: dict[str, Any]) -> str:
     batch = results["rows"][0]["engine"]["batch_size"]
     images = f"{results['checkpoint']} on {results['rows'][0]['images']} test images"
     cores = f"{machine['cores']} cores of {machine['processor']}, OpenVINO {machine['packages']['openvino']}"
-    names = ("precision", "top-1", "95 % interval", "top-5", "agreement")
-    names = (*names, "engine, images/s", "p95, ms", "files to rows, images/s")
+    names = ["precision", "top-1", "95 % interval", "top-5", "agreement"]
+    names += ["engine, images/s", "p95, ms", "files to rows, images/s"]
     lines = [f"{images}; {cores}, batches of {batch}.", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in results["rows"]:
         low, high = row["top1_ci95"]

@@ -33,7 +33,7 @@ class Measurement:
     """What was noted.
 
     Attributes:
-        spans: Start and end of each batch, in seconds since the run began to count.
+        spans: Start and end of each batch, in seconds since the run began to count. The last may end after the run.
         images: Images of each batch.
         seconds: How long it was measured.
         cpu_seconds: Seconds of CPU that the process used meanwhile.
@@ -69,13 +69,14 @@ def measure_engine(classifier: Classifier, duration: float) -> Measurement:
             warm.wait()
             cpu, begin = time.process_time(), time.perf_counter()
             stop.wait(duration)
+            # The batches under way are waited for, but no longer measured: lanes finish them at different times.
+            end, cpu = time.perf_counter(), time.process_time() - cpu
         except threading.BrokenBarrierError:
             pass  # a lane has failed, and says so below
         finally:
             stop.set()
             warm.abort()
         found = [run.result() for run in runs]
-        end, cpu = time.perf_counter(), time.process_time() - cpu
     return _engine_measurement(found, classifier.batch_size, begin, end, cpu)
 
 
