@@ -6,7 +6,7 @@ With the bundled checkpoint, whose engine is fast, so that whatever is done arou
 
     timeline     classify with every stage of every image noted, against classify
     evaluate     evaluate, against classify on the same images
-    three        evaluate of three engines in one pass, against three passes: each image is decoded once
+    three        evaluate of three engines in one pass, against one: more than a third, by what is done once for all
 
 With ViT-B/16 and random weights:
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,10 +28,15 @@ def nvcc() -> str:
 
 
 class Counting:
-    """subprocess.run, and what was run with it."""
+    """subprocess.run, and what was run with it.
+
+    Attributes:
+        version: What nvcc says of itself, if not what it really says.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands: list[list[str]] = []
+        self.version: bytes | None = None
         self._run = subprocess.run
         monkeypatch.setattr(
             compiler, "subprocess", SimpleNamespace(run=self.run, CalledProcessError=subprocess.CalledProcessError)
@@ -40,6 +44,8 @@ class Counting:
 
     def run(self, command: list[str], **options: Any) -> Any:
         self.commands.append(command)
+        if self.version is not None and "--version" in command:
+            return SimpleNamespace(stdout=self.version)
         return self._run(command, **options)
 
     @property
@@ -72,6 +78,24 @@ def test_a_changed_source_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.usefixtures("nvcc")
+def test_another_nvcc_compiles_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(monkeypatch)
+    for version in (b"release 12.9", b"release 13.0", b"release 12.9"):
+        counting.version = version
+        assert compiler.compiled("topk.cu", "8.9").startswith(ELF)
+    assert len(counting.compilations) == 2
+
+
+@pytest.mark.usefixtures("nvcc")
+def test_it_is_asked_for_the_code_of_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(monkeypatch)
+    compiler.compiled("topk.cu", "9.0")
+    (command,) = (command for command in counting.commands if "-cubin" in command)
+    assert command[1:4] == ["-std=c++17", "-cubin", "-arch=sm_90"]
+    assert Path(command[4]) == compiler._DIRECTORY / "topk.cu"
+
+
+@pytest.mark.usefixtures("nvcc")
 def test_what_does_not_compile_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sources = shutil.copytree(compiler._DIRECTORY, tmp_path / "sources")
     (sources / "topk.cu").write_text("this is no CUDA\n")
@@ -82,27 +106,85 @@ def test_what_does_not_compile_says_where(monkeypatch: pytest.MonkeyPatch, tmp_p
         compiler.compiled("topk.cu", "8.9")
     assert "nvidia-cuda-nvrtc" in caught.value.hint
 
+    assert not list((tmp_path / "cache").rglob("*.cubin"))
 
-def test_an_nvcc_that_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = tmp_path / "nvcc"
-    broken.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda _name: str(broken))
-    with pytest.raises(EnvironmentFault, match="nvcc does not run: broken"):
+
+@pytest.mark.usefixtures("nvcc")
+def test_a_gpu_that_nvcc_does_not_know() -> None:
+    with pytest.raises(EnvironmentFault, match=r"nvcc cannot compile topk\.cu for sm_10: nvcc fatal .*sm_10"):
+        compiler.compiled("topk.cu", "1.0")
+
+
+@pytest.mark.usefixtures("nvcc")
+def test_a_warning_before_the_error_is_not_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = shutil.copytree(compiler._DIRECTORY, tmp_path / "sources")
+    (sources / "topk.cu").write_text("__global__ void f() { int unused; }\nthis is no CUDA\n")
+    monkeypatch.setattr(compiler, "_DIRECTORY", sources)
+    with pytest.raises(EnvironmentFault) as caught:
+        compiler.compiled("topk.cu", "8.9")
+    assert "topk.cu(2): error" in caught.value.message
+
+
+def script(directory: Path, text: str) -> str:
+    """Write a program that is taken for nvcc."""
+    path = directory / "nvcc"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("echo broken >&2; exit 1", "broken"), ("exit 3", "Command .* exit status 3")]
+)
+def test_an_nvcc_that_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, reason: str) -> None:
+    broken = script(tmp_path, text)
+    monkeypatch.setattr(shutil, "which", lambda _name: broken)
+    with pytest.raises(EnvironmentFault, match=f"nvcc does not run: {reason}"):
         compiler.compiled("topk.cu", "8.9")
 
 
+def test_an_nvcc_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: str(tmp_path / "nvcc"))
+    with pytest.raises(EnvironmentFault, match=r"nvcc does not run: .*No such file") as caught:
+        compiler.compiled("topk.cu", "8.9")
+    assert "nvidia-cuda-nvrtc" in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
 class FakeNvrtc(ModuleType):
-    """cuda.bindings.nvrtc: its compiler takes everything but ``refuses``."""
+    """cuda.bindings.nvrtc.
+
+    Attributes:
+        given: What it was asked to compile, and how.
+        refuses: Whether it finds an error.
+        says: Its log.
+        missing: What it raises where the library itself is not installed.
+        statuses: Status of a function by name, where it fails.
+        version: Of the library.
+    """
 
     def __init__(self) -> None:
         super().__init__("nvrtc")
         self.given: list[Any] = []
         self.refuses = False
+        self.says = b"topk.cu(3): error: what?\nmore\0"
+        self.missing: Exception | None = None
+        self.statuses: dict[str, int] = {}
+        self.version = (13, 0)
+
+    def nvrtcVersion(self) -> tuple[int, int, int]:  # noqa: N802
+        if self.missing is not None:
+            raise self.missing
+        return (0, *self.version)
+
+    def nvrtcGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
+        return 0, f"NVRTC_ERROR_{status}".encode()
 
     def nvrtcCreateProgram(self, *arguments: Any) -> tuple[int, str]:  # noqa: N802
+        if self.missing is not None:
+            raise self.missing
         self.given.append(arguments)
-        return 0, "program"
+        return self.statuses.get("nvrtcCreateProgram", 0), "program"
 
     def nvrtcCompileProgram(self, _program: str, count: int, options: list[bytes]) -> tuple[int]:  # noqa: N802
         assert count == len(options)
@@ -110,10 +192,11 @@ class FakeNvrtc(ModuleType):
         return (6 if self.refuses else 0,)
 
     def nvrtcGetProgramLogSize(self, _program: str) -> tuple[int, int]:  # noqa: N802
-        return 0, 30
+        return 0, len(self.says)
 
     def nvrtcGetProgramLog(self, _program: str, log: bytearray) -> tuple[int]:  # noqa: N802
-        log[:] = b"topk.cu(3): error: what?\nmore\0"
+        assert len(log) == len(self.says)
+        log[:] = self.says
         return (0,)
 
     def nvrtcGetCUBINSize(self, _program: str) -> tuple[int, int]:  # noqa: N802
@@ -121,7 +204,7 @@ class FakeNvrtc(ModuleType):
 
     def nvrtcGetCUBIN(self, _program: str, cubin: bytearray) -> tuple[int]:  # noqa: N802
         cubin[:] = b"compiled"
-        return (0,)
+        return (self.statuses.get("nvrtcGetCUBIN", 0),)
 
 
 class TestNvrtc:
@@ -152,6 +235,48 @@ class TestNvrtc:
         ):
             compiler.compiled("topk.cu", "8.9")
 
+    def test_a_warning_before_the_error_is_not_the_reason(self, fake: FakeNvrtc) -> None:
+        fake.refuses = True
+        fake.says = b'topk.cu(1): warning #177-D: "unused" was never referenced\n\ntopk.cu(3): error: what?\0'
+        with pytest.raises(EnvironmentFault) as caught:
+            compiler.compiled("topk.cu", "8.9")
+        assert "topk.cu(3): error: what?" in caught.value.message
+
+    def test_what_it_could_not_compile_is_not_kept(self, fake: FakeNvrtc) -> None:
+        fake.refuses = True
+        with pytest.raises(EnvironmentFault):
+            compiler.compiled("topk.cu", "8.9")
+        fake.refuses = False
+        assert compiler.compiled("topk.cu", "8.9") == b"compiled"
+
+    def test_each_source_and_gpu_is_compiled_for_itself(self, fake: FakeNvrtc) -> None:
+        for source in ("topk.cu", "preprocess.cu", "topk.cu"):
+            compiler.compiled(source, "8.9")
+        compiler.compiled("topk.cu", "9.0")
+        assert [(entry[1], options[-1]) for entry, options in zip(fake.given[::2], fake.given[1::2], strict=True)] == [
+            (b"topk.cu", b"-arch=sm_89"),
+            (b"preprocess.cu", b"-arch=sm_89"),
+            (b"topk.cu", b"-arch=sm_90"),
+        ]
+
+    def test_another_version_compiles_again(self, fake: FakeNvrtc) -> None:
+        for fake.version in ((12, 9), (13, 0)):
+            compiler.compiled("topk.cu", "8.9")
+        assert len(fake.given) == 4
+
+    @pytest.mark.parametrize("function", ["nvrtcCreateProgram", "nvrtcGetCUBIN"])
+    def test_a_call_that_fails_says_so_in_nvrtc_s_words(self, fake: FakeNvrtc, function: str) -> None:
+        fake.statuses[function] = 7
+        with pytest.raises(EnvironmentFault, match="NVRTC failed: NVRTC_ERROR_7") as caught:
+            compiler.compiled("topk.cu", "8.9")
+        assert "nvidia-cuda-nvrtc" in caught.value.hint
+
+    def test_bindings_without_their_library(self, fake: FakeNvrtc) -> None:
+        fake.missing = RuntimeError("Failed to dlopen libnvrtc.so.13")
+        with pytest.raises(EnvironmentFault, match="the kernels cannot be compiled: Failed to dlopen") as caught:
+            compiler.compiled("topk.cu", "8.9")
+        assert "nvidia-cuda-nvrtc" in caught.value.hint
+
     def test_neither_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(name: str) -> ModuleType:
             raise ModuleNotFoundError(name)
@@ -160,10 +285,26 @@ class TestNvrtc:
         with pytest.raises(EnvironmentFault, match="cannot be compiled: there is no nvcc") as caught:
             compiler.compiled("topk.cu", "8.9")
         assert "nvcc" in caught.value.hint
+        assert "nvidia-cuda-nvrtc" in caught.value.hint
+        assert caught.value.exit_code == 4
 
+    @pytest.mark.usefixtures("library")
     @pytest.mark.parametrize("source", compiler.SOURCES)
     def test_the_library_itself(self, source: str) -> None:
-        pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings")
-        if importlib.util.find_spec("nvidia") is None:
-            pytest.skip("needs nvidia-cuda-nvrtc")
         assert compiler.compiled(source, "9.0").startswith(ELF)
+
+    @pytest.mark.usefixtures("library")
+    def test_the_library_s_own_words(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        sources = shutil.copytree(compiler._DIRECTORY, tmp_path / "sources")
+        (sources / "topk.cu").write_text("\nthis is no CUDA\n")
+        monkeypatch.setattr(compiler, "_DIRECTORY", sources)
+        with pytest.raises(EnvironmentFault, match=r"NVRTC cannot compile topk\.cu for sm_90: topk\.cu\(2\): error"):
+            compiler.compiled("topk.cu", "9.0")
+
+    @pytest.fixture
+    def library(self) -> None:
+        nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings")
+        try:
+            nvrtc.nvrtcVersion()
+        except RuntimeError:
+            pytest.skip("needs nvidia-cuda-nvrtc")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +19,13 @@ from trt_vit.cuda.pycuda_device import PyCudaDevice, _PyCudaKernel
 from trt_vit.errors import EnvironmentFault, OutOfDeviceMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
 STREAM, EVENT, GRAPH, EXECUTABLE, ADDRESS = 0x77, 0x88, 0x99, 0xAA, 0x10000
-UNSUPPORTED, LAUNCH_FAILED = 901, 719
+OUT_OF_MEMORY, UNSUPPORTED, LAUNCH_FAILED = 2, 901, 719
+REASONS = {OUT_OF_MEMORY: b"out of memory", LAUNCH_FAILED: b"unspecified launch failure"}
 
 
 class CudaError(Exception):
@@ -51,6 +56,7 @@ class Drivers:
         self.cuda = ModuleType("pycuda.driver")
         self.cuda.__dict__.update(
             Error=CudaError,
+            MemoryError=CudaMemoryError,
             init=lambda: self.log.append("init"),
             Device=self._device,
             module_from_buffer=self._module,
@@ -65,7 +71,7 @@ class Drivers:
         self.bindings.__dict__.update(
             CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1),
             CUevent_flags=SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2),
-            cuGetErrorString=lambda status: (0, {LAUNCH_FAILED: b"unspecified launch failure"}.get(status)),
+            cuGetErrorString=lambda status: (0, REASONS.get(status)),
         )
         for name, values in {
             "cuEventCreate": (EVENT,),
@@ -197,17 +203,80 @@ def test_kernels_are_loaded_once_for_each_source_and_launched_with_one_struct(
     assert drivers.log == ["prepare ['8s']", "three (4, 2) (256, 1, 1) 0x77 (b'12345678',)"]
 
 
+def test_threads_that_want_a_kernel_at_once_load_its_source_once(
+    drivers: Drivers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = threading.Barrier(4)
+
+    def compiled(source: str, _capability: str) -> bytes:
+        time.sleep(0.05)
+        return source.encode()
+
+    def load(name: str) -> str:
+        begin.wait()
+        return opened.kernel("a.cu", name).name
+
+    monkeypatch.setattr(pycuda_device, "compiled", compiled)
+    opened = drivers.open()
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(load, "abcd")) == ["a", "b", "c", "d"]
+    assert drivers.log == ["load a.cu"]
+
+
+def test_a_source_that_could_not_be_compiled_is_tried_again(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str, _capability: str) -> bytes:
+        raise EnvironmentFault(f"nvcc cannot compile {source}", hint="none")
+
+    monkeypatch.setattr(pycuda_device, "compiled", fail)
+    opened = drivers.open()
+    with pytest.raises(EnvironmentFault, match=r"nvcc cannot compile a\.cu"):
+        opened.kernel("a.cu", "one")
+    monkeypatch.setattr(pycuda_device, "compiled", lambda source, _capability: source.encode())
+    assert opened.kernel("a.cu", "one").name == "one"
+
+
 def test_which_gpu(drivers: Drivers) -> None:
     assert drivers.open(2).index == 2
     assert drivers.opened == [2]
 
 
-def test_at_the_end_of_the_process_a_gpu_that_failed_is_left_alone(drivers: Drivers) -> None:
+@pytest.fixture
+def at_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What is to be called at the end of the process."""
+    registered: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    return registered
+
+
+def test_at_the_end_of_the_process_the_gpu_is_let_go(drivers: Drivers, at_exit: list[Callable[[], None]]) -> None:
+    drivers.context.detach = lambda: drivers.log.append("detach")
+    drivers.open()
+    (detach,) = at_exit
+    detach()
+    assert drivers.log == ["detach"]
+
+
+def test_at_the_end_of_the_process_a_gpu_that_failed_is_left_alone(
+    drivers: Drivers, at_exit: list[Callable[[], None]]
+) -> None:
     def fail() -> None:
+        drivers.log.append("detach")
         raise CudaError("cuDevicePrimaryCtxRelease failed: unspecified launch failure")
 
     drivers.context.detach = fail
-    drivers.open()._detach()
+    drivers.open()
+    (detach,) = at_exit
+    detach()
+    assert drivers.log == ["detach"]
+
+
+def test_at_the_end_of_the_process_other_mistakes_are_not_hidden(
+    drivers: Drivers, at_exit: list[Callable[[], None]]
+) -> None:
+    drivers.context.detach = lambda: drivers.log.append(str(1 / 0))
+    drivers.open()
+    with pytest.raises(ZeroDivisionError):
+        at_exit[0]()
 
 
 def test_captured_work_is_launched_as_a_whole(drivers: Drivers) -> None:
@@ -261,6 +330,83 @@ def test_full_memory_says_how_much_there_is(drivers: Drivers) -> None:
         opened.pinned((1 << 10, 1 << 10), np.float32)
 
 
+BROKEN = "failed: unspecified launch failure"
+
+
+def break_down(*_arguments: Any) -> Any:
+    """What every call of PyCUDA does once a kernel has failed."""
+    raise CudaError(BROKEN)
+
+
+def test_memory_that_a_failed_gpu_does_not_give_is_not_too_little_memory(drivers: Drivers) -> None:
+    opened = drivers.open()
+    drivers.cuda.__dict__["mem_alloc"] = break_down
+    with pytest.raises(EnvironmentFault, match=BROKEN) as caught:
+        opened.allocate(4)
+    assert type(caught.value) is EnvironmentFault
+
+
+@pytest.mark.parametrize(
+    ("function", "use"),
+    [
+        ("mem_alloc", lambda opened: opened.allocate(4)),
+        ("Stream", lambda opened: opened.stream()),
+        ("module_from_buffer", lambda opened: opened.kernel("a.cu", "one")),
+        ("mem_get_info", lambda opened: opened.memory()),
+    ],
+)
+def test_a_gpu_that_has_failed_is_a_fault_of_the_environment_whatever_is_asked_of_it(
+    drivers: Drivers, monkeypatch: pytest.MonkeyPatch, function: str, use: Callable[[PyCudaDevice], Any]
+) -> None:
+    monkeypatch.setattr(pycuda_device, "compiled", lambda source, _capability: source.encode())
+    opened = drivers.open()
+    drivers.cuda.__dict__.update({"mem_get_info": break_down, function: break_down})
+    with pytest.raises(EnvironmentFault, match=BROKEN):
+        use(opened)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (OUT_OF_MEMORY, "out of memory"),
+        (LAUNCH_FAILED, "unspecified launch failure"),
+        (UNSUPPORTED, "901"),  # what CUDA has no words for
+    ],
+)
+@pytest.mark.parametrize(
+    ("function", "use"),
+    [
+        ("cuEventCreate", lambda opened, _stream, _event: opened.event()),
+        ("cuEventRecord", lambda _opened, stream, event: stream.record(event)),
+        ("cuEventSynchronize", lambda _opened, _stream, event: event.synchronize()),
+        ("cuEventElapsedTime", lambda _opened, _stream, event: event.seconds_since(event)),
+        ("cuStreamWaitEvent", lambda _opened, stream, event: stream.wait(event)),
+        ("cuStreamBeginCapture", lambda _opened, stream, _event: stream.capture(lambda: None)),
+        ("cuGraphInstantiate", lambda _opened, stream, _event: stream.capture(lambda: None)),
+        ("cuGraphLaunch", lambda _opened, stream, _event: stream.capture(lambda: None).launch()),
+    ],
+)
+def test_too_little_memory_is_told_from_other_failures_of_cuda(
+    drivers: Drivers, function: str, use: Callable[..., Any], status: int, reason: str
+) -> None:
+    opened = drivers.open()
+    stream, event = opened.stream(), opened.event()
+    drivers.statuses[function] = status
+    with pytest.raises(EnvironmentFault) as caught:
+        use(opened, stream, event)
+    assert type(caught.value) is (OutOfDeviceMemory if status == OUT_OF_MEMORY else EnvironmentFault)
+    assert caught.value.message == f"CUDA failed: {reason}"
+    assert ("--batch-size" in caught.value.hint) == (status == OUT_OF_MEMORY)
+
+
+def test_a_graph_that_cannot_be_made_leaves_nothing_behind(drivers: Drivers) -> None:
+    stream = drivers.open().stream()
+    drivers.statuses["cuGraphInstantiate"] = OUT_OF_MEMORY
+    with pytest.raises(OutOfDeviceMemory):
+        stream.capture(lambda: None)
+    assert drivers.log[-2:] == ["cuGraphInstantiate 0x99 0x0", "cuGraphDestroy 0x99"]
+
+
 def test_failures_of_cuda_are_faults_of_the_environment(drivers: Drivers) -> None:
     opened = drivers.open()
     stream, event, memory = opened.stream(), opened.event(), opened.allocate(4)
@@ -272,8 +418,8 @@ def test_failures_of_cuda_are_faults_of_the_environment(drivers: Drivers) -> Non
         stream.copy_to_host(np.zeros(1), memory)
     with pytest.raises(EnvironmentFault, match="CUDA failed: cuLaunchKernel failed: invalid argument"):
         stream.launch(_PyCudaKernel(drivers._kernel("one"), "one"), (1, 1), b"")
-    drivers.statuses["cuStreamWaitEvent"] = 2
-    with pytest.raises(OutOfDeviceMemory, match="CUDA failed: 2"):
+    drivers.statuses["cuStreamWaitEvent"] = OUT_OF_MEMORY
+    with pytest.raises(OutOfDeviceMemory, match="CUDA failed: out of memory"):
         stream.wait(event)
     drivers.statuses["cuEventSynchronize"] = LAUNCH_FAILED
     with pytest.raises(EnvironmentFault, match="CUDA failed: unspecified launch failure") as caught:
@@ -287,9 +433,9 @@ def test_failures_of_cuda_are_faults_of_the_environment(drivers: Drivers) -> Non
 class TestOpen:
     @pytest.fixture(autouse=True)
     def fresh(self) -> Iterator[None]:
-        devices.open_device.cache_clear()
+        devices._open.cache_clear()
         yield
-        devices.open_device.cache_clear()
+        devices._open.cache_clear()
 
     @pytest.fixture
     def installed(self, monkeypatch: pytest.MonkeyPatch, drivers: Drivers) -> dict[str, Any]:
@@ -317,6 +463,21 @@ class TestOpen:
     def test_each_gpu_once(self, installed: dict[str, Any], drivers: Drivers) -> None:
         assert [devices.open_device(index).index for index in (1, 0, 1)] == [1, 0, 1]
         assert drivers.opened == [1, 0]
+        assert devices.open_device(1) is not devices.open_device(0)
+
+    def test_the_first_gpu_is_the_same_however_it_is_asked_for(
+        self, installed: dict[str, Any], drivers: Drivers
+    ) -> None:
+        assert devices.open_device() is devices.open_device(0)
+        assert drivers.opened == [0]
+
+    def test_a_gpu_that_there_is_not(self, installed: dict[str, Any], drivers: Drivers) -> None:
+        def refuse(number: int) -> None:
+            raise CudaError("cuDeviceGet failed: invalid device ordinal")
+
+        drivers.cuda.__dict__["Device"] = refuse
+        with pytest.raises(EnvironmentFault, match="no GPU can be used: cuDeviceGet failed: invalid device ordinal"):
+            devices.open_device(7)
 
     @pytest.mark.parametrize(
         ("module", "error", "message", "hint"),

@@ -11,7 +11,9 @@ import pytest
 
 from tests.support.cpu_kernels import DIRECTORY, SOURCES
 from trt_vit.cuda import compile as compiler
-from trt_vit.cuda import preprocess, pycuda_device, topk
+from trt_vit.cuda import preprocess, pycuda_device, resample, topk
+from trt_vit.images.preprocess import Preprocessor
+from trt_vit.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 GENERATIONS = ("80", "89", "90", "100", "120")
 TEXTS = {path.name: path.read_text() for path in (*DIRECTORY.glob("*.cu"), *DIRECTORY.glob("*.cuh"))}
+KERNELS = {"preprocess.cu": {"preprocess_to_32_bits", "preprocess_to_16_bits"}, "topk.cu": set(topk.KERNELS.values())}
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -36,20 +39,37 @@ def test_nvcc_compiles_them_without_spills(source: str, generation: str, tmp_pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    kernels = re.findall(r"KERNEL\((\w+),", TEXTS[source])
-    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    assert used == [("0", "0", "0")] * len(kernels)
-    assert len(kernels) >= 2
+    frames = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    used = re.findall(rf"entry function '(\w+)' for 'sm_{generation}'(?:\n.*)*?\n *{frames}", done.stderr)
+    assert sorted(used) == [(name, "0", "0", "0") for name in sorted(KERNELS[source])]
+    assert done.stderr.count("bytes stack frame") == len(used)
 
 
 @pytest.mark.parametrize("file", sorted(TEXTS))
 def test_nothing_is_included_that_nvrtc_does_not_have(file: str) -> None:
-    included = re.findall(r"#include (\S+)", TEXTS[file])
+    included = re.findall(r"#\s*(?:include|import|include_next)\b\s*(.*?)\s*$", TEXTS[file], re.MULTILINE)
     assert included == ([] if file == compiler.HEADER else [f'"{compiler.HEADER}"'])
 
 
 def test_what_is_shipped_is_what_is_compiled() -> None:
     assert SOURCES == compiler.SOURCES
+    assert set(TEXTS) == {*SOURCES, compiler.HEADER}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_kernels_have_the_names_that_they_are_called_by(source: str) -> None:
+    assert set(re.findall(r"^KERNEL\((\w+),", TEXTS[source], re.MULTILINE)) == KERNELS[source]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("fp32", "preprocess_to_32_bits"), ("fp16", "preprocess_to_16_bits"), ("bf16", "preprocess_to_16_bits")],
+)
+def test_the_kernel_of_each_output(dtype: str, name: str) -> None:
+    preprocessor = Preprocessor(Preprocessing(resize=None, crop=(3, 4)), (3, 4))
+    kernel = preprocess.preprocess_kernel(preprocessor, dtype)
+    assert kernel.name == name
+    assert kernel.values.itemsize * 8 == int(name.split("_")[2])
 
 
 @pytest.mark.parametrize(
@@ -57,12 +77,19 @@ def test_what_is_shipped_is_what_is_compiled() -> None:
     [
         ("block.cuh", "THREADS", pycuda_device.THREADS),
         ("preprocess.cu", "TILE", preprocess.TILE),
+        ("preprocess.cu", "FRACTION_BITS", resample.FRACTION_BITS),
         ("topk.cu", "LARGEST_K", topk.LARGEST_K),
         ("topk.cu", "BINS", pycuda_device.THREADS),  # a thread for each bin
     ],
 )
 def test_figures_that_stand_on_both_sides(file: str, name: str, value: int) -> None:
     assert re.findall(rf"#define {name} (\d+)", TEXTS[file]) == [str(value)]
+
+
+def test_a_tile_is_shared_out_evenly_among_the_threads() -> None:
+    """Each thread makes the pixels of one column."""
+    assert preprocess.TILE**2 % pycuda_device.THREADS == 0
+    assert pycuda_device.THREADS % preprocess.TILE == 0
 
 
 LAYOUT = """
@@ -77,6 +104,8 @@ int main() {{ {prints} printf("%zu\\n", sizeof({struct})); }}
     ("source", "struct", "dtype"),
     [
         ("preprocess.cu", "Source", preprocess.SOURCE),
+        ("preprocess.cu", "Axis", preprocess.SOURCE["x"]),
+        ("preprocess.cu", "Axis", preprocess.SOURCE["y"]),
         ("preprocess.cu", "Preprocess", preprocess.ARGUMENTS),
         ("topk.cu", "TopK", topk.ARGUMENTS),
     ],

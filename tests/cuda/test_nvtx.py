@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,23 @@ def test_without_the_package_nothing_happens(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "nvtx", None)
     with nvtx.stage("infer") as entered:
         assert entered is None
+
+
+def test_without_the_package_it_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    nvtx.stage("infer")
+    monkeypatch.setitem(sys.modules, "nvtx", ModuleType("nvtx"))  # has no annotate
+    with nvtx.stage("infer") as entered:
+        assert entered is None
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_fails_in_a_stage_fails(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:  # noqa: FBT001
+    package = ModuleType("nvtx")
+    package.__dict__["annotate"] = lambda _name, *, domain: nullcontext(domain)
+    monkeypatch.setitem(sys.modules, "nvtx", package if installed else None)
+    with pytest.raises(ZeroDivisionError), nvtx.stage("infer"):
+        _ = 1 / 0
 
 
 def test_the_package_itself() -> None:

@@ -18,6 +18,8 @@ from trt_vit.images.preprocessing import Filter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from trt_vit.cuda.resample import AxisTable
 
 FILTERS = cast("tuple[Filter, ...]", get_args(Filter))
@@ -52,8 +54,14 @@ def shape_of(name: Filter) -> tuple[float, Callable[[float], float]]:
 
 def written_out(source: int, target: int, name: Filter) -> list[tuple[int, list[int]]]:
     """Where each pixel of an axis begins, and its weights, one after the other."""
-    half, value = shape_of(name)
     scale = source / target
+    if name == "nearest":
+        position, found = scale * 0.5, []
+        for _ in range(target):
+            found.append((int(position), [1 << FRACTION_BITS]))
+            position += scale
+        return found
+    half, value = shape_of(name)
     stretch = max(1.0, scale)
     pixels = []
     for index in range(target):
@@ -80,7 +88,7 @@ def made(source: int, target: int, name: Filter, first: int = 0, length: int | N
     return table
 
 
-@pytest.mark.parametrize("name", [name for name in FILTERS if name != "nearest"])
+@pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_the_weights_are_pillow_s(source: int, target: int, name: Filter) -> None:
     if source == target:
@@ -116,25 +124,41 @@ def test_identity() -> None:
     assert pixels_of(identity_table(2, first=5)) == [(i, [1 << FRACTION_BITS]) for i in (5, 6)]
 
 
-def test_too_large_a_table_is_none() -> None:
-    assert resize_table(11_000, 224, "lanczos", 0, 224) is None
-    table = resize_table(30_000, 224, "bilinear", 0, 224)
+@pytest.mark.parametrize(
+    ("name", "times"), [("box", 288), ("bilinear", 144), ("hamming", 144), ("bicubic", 72), ("lanczos", 48)]
+)
+def test_too_large_a_table_is_none(name: Filter, times: int) -> None:
+    table = resize_table(times * 224, 224, name, 0, 224)
     assert table is not None
-    assert table.words.size <= MAX_WORDS
-    assert not table.words.flags.writeable
+    assert MAX_WORDS - 5 * 224 < table.words.size <= MAX_WORDS
+    assert resize_table(times * 224 + 1, 224, name, 0, 224) is None
+    assert resize_table(times * 224 + 1, 224, name, 5, 200) is not None  # what is cropped away takes no room
+
+
+def test_a_table_is_shared_so_it_is_not_to_be_changed() -> None:
+    assert resize_table(30, 20, "bicubic", 0, 20) is resize_table(30, 20, "bicubic", 0, 20)
+    assert not made(30, 20, "bicubic").words.flags.writeable
 
 
 @pytest.mark.parametrize(
     ("version", "sizes", "columns_first"),
     [
         ("12.0.0", (1000, 5, 10, 5), False),
+        ("12.2.9", (1000, 5, 10, 5), False),
         ("12.3.0", (501, 5, 10, 5), True),
+        ("12.3.1", (501, 5, 10, 5), True),
+        ("12.3.1", (300, 200, 224, 224), False),
+        ("12.10.0", (501, 5, 10, 5), True),
         ("12.3.1", (500, 5, 10, 5), False),
         ("13.0.0", (500, 5, 10, 5), True),
         ("13.0.0", (300, 200, 224, 224), True),
         ("13.0.0", (400, 312, 224, 224), False),  # 176 rows fewer, 88 columns fewer: exactly twice as many
         ("13.0.0", (401, 312, 224, 224), True),
+        ("13.0.0", (399, 312, 224, 224), False),
+        ("13.0.0", (401, 313, 224, 224), False),
+        ("13.0.0", (223, 100, 224, 224), False),
         ("13.0.0", (224, 100, 224, 224), False),
+        ("13.0.0", (225, 100, 224, 224), True),
         ("14.1.0", (225, 100, 224, 224), True),
     ],
 )
@@ -143,3 +167,40 @@ def test_which_pass_comes_first(
 ) -> None:
     monkeypatch.setattr(PIL, "__version__", version)
     assert vertical_first(*sizes) is columns_first
+
+
+def one_pass(image: NDArray[np.uint8], axis: int, target: int, name: Filter) -> NDArray[np.uint8]:
+    """One axis resized by its table, in whole numbers."""
+    source = image.shape[axis]
+    weights = np.zeros((target, source), dtype=np.int64)
+    for index, (start, values) in enumerate(pixels_of(made(source, target, name))):
+        weights[index, start : start + len(values)] = values
+    sums = np.moveaxis(np.tensordot(weights, image.astype(np.int64), (1, axis)), 0, axis)
+    rounded: NDArray[np.int64] = (sums + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
+    return np.clip(rounded, 0, 255).astype(np.uint8)
+
+
+# What is resized, and to what, on both sides of where any Pillow changes the order of its passes, and on it.
+RESIZES = [
+    ((80, 60), (40, 40)), ((81, 60), (40, 40)), ((79, 60), (40, 40)),
+    ((80, 59), (40, 40)), ((81, 61), (40, 40)), ((82, 61), (40, 40)),
+    ((41, 30), (40, 40)), ((39, 30), (40, 40)), ((20, 30), (40, 40)),
+    ((41, 41), (40, 40)), ((43, 41), (40, 40)), ((120, 60), (31, 33)), ((60, 120), (33, 31)),
+    ((1201, 12), (40, 10)), ((1200, 12), (40, 10)), ((1201, 12), (40, 700)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "target"), RESIZES)
+@pytest.mark.parametrize("name", ["bilinear", "hamming", "bicubic", "lanczos"])  # the others may copy, in any order
+def test_only_one_order_of_the_passes_is_that_of_the_installed_pillow(
+    sizes: tuple[int, int], target: tuple[int, int], name: Filter
+) -> None:
+    image = np.random.default_rng(sizes).integers(0, 256, size=(*sizes, 3), dtype=np.uint8)
+    pillow = np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling[name.upper()]))
+    columns_first = one_pass(one_pass(image, 0, target[0], name), 1, target[1], name)
+    rows_first = one_pass(one_pass(image, 1, target[1], name), 0, target[0], name)
+    right, wrong = columns_first, rows_first
+    if not vertical_first(*sizes, *target):
+        right, wrong = wrong, right
+    assert np.array_equal(right, pillow)
+    assert not np.array_equal(wrong, pillow)

@@ -87,6 +87,7 @@ def test_its_facts(bundle: Bundle) -> None:
     assert runtime.batch_size == BATCH
     assert runtime.inference_precision == "fp32"
     assert len(runtime.lanes) >= 1
+    assert list(runtime.gpu_lanes) == []
     statistics = runtime.statistics()
     assert statistics.layers == bundle.manifest.engine.layers > 20
     # Every parameter is there, in four bytes, and little besides: constants of shapes.

@@ -36,13 +36,20 @@ class Bench:
         self.engine = fake.FakeEngine(self.device, smallest=1, largest=8)
         self.bindings = fake.bindings(self.engine)
         self.name = name
-        monkeypatch.setattr(tensorrt, "open_device", lambda _index: self.device)
+        self.gpus: list[int] = []
+        monkeypatch.setattr(tensorrt, "open_device", self._open_device)
         monkeypatch.setattr(tensorrt, "load_family", lambda _name: Family(name, self.bindings, "11.4.0"))
 
-    def load(self, *, batch_size: int = 4, lanes: int | None = None, plan: bytes = b"plan") -> TensorRtRuntime:
+    def _open_device(self, index: int) -> RecordingDevice:
+        self.gpus.append(index)
+        return self.device
+
+    def load(
+        self, *, batch_size: int = 4, lanes: int | None = None, plan: bytes = b"plan", gpu: int = 0
+    ) -> TensorRtRuntime:
         batch = BatchProfile(min=self.engine.smallest, opt=self.engine.largest, max=self.engine.largest)
         files = EngineFiles(Path("bundle"), "fp16", MODEL, batch, {"engine.plan": plan}.__getitem__)
-        runtime = TensorRtRuntime(files, RuntimeOptions(batch_size=batch_size, lanes=lanes), self.name)
+        runtime = TensorRtRuntime(files, RuntimeOptions(batch_size=batch_size, lanes=lanes, gpu=gpu), self.name)
         self.loading, self.device.log = self.device.log, []
         return runtime
 
@@ -50,6 +57,7 @@ class Bench:
         """Run a batch, check its logits, and return what the device was asked for, but for the pinned memory."""
         self.device.log.clear()
         np.testing.assert_allclose(runtime.lanes[0].infer(pixels), fake.logits_of(pixels), rtol=1e-5)
+        assert self.device.races() == []
         return [entry for entry in self.device.log if not entry.startswith("pinned")]
 
 
@@ -95,11 +103,85 @@ def test_a_run_that_is_enqueued_copies_nothing_and_waits_for_nothing(bench: Benc
     assert bench.device.races() == []
 
 
-def test_too_little_memory_is_told_from_other_failures(bench: Bench) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_run_below_the_smallest_batch_is_enqueued_with_that_many_rows(bench: Bench, count: int) -> None:
+    bench.engine.smallest = 4
+    lane = bench.load().gpu_lanes[0]
+    pixels = images(4)
+    with bench.device.current():
+        bench.device.memory_at(lane.images.address).data[:] = pixels.reshape(-1).view(np.uint8)
+        lane.enqueue(count)
+    assert (lane.smallest, bench.device.log) == (4, ["execute 4"])
+    assert bench.engine.contexts[0].shapes == [(4, 3, fake.HEIGHT, fake.WIDTH)]
+
+
+def test_runs_that_are_enqueued_one_after_the_other_each_see_their_own_images(bench: Bench) -> None:
+    lane = bench.load().gpu_lanes[0]
+    device, batches = bench.device, [images(count, count) for count in (4, 2, 4, 2, 3)]
+    answers = []
+    with device.current():
+        for pixels in batches:
+            source, answer = (
+                device.pinned(pixels.shape, "float32"),
+                device.pinned((len(pixels), fake.CLASSES), "float32"),
+            )
+            source[:] = pixels
+            lane.stream.copy_to_device(lane.images, source)
+            lane.enqueue(len(pixels))
+            lane.stream.copy_to_host(answer, lane.logits)
+            answers.append(answer)
+        assert not any(answer.any() for answer in answers)  # nothing was waited for, so nothing is there
+        event = device.event()
+        lane.stream.record(event)
+        event.synchronize()
+    for pixels, answer in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(answer, fake.logits_of(pixels), rtol=1e-5)
+    assert device.waits == {"stream": 0, "host": 1}
+    assert device.races() == []
+
+
+NO_INFORMATION = "[executionContext.cpp::ExecutionContext::470] Error Code 2: OutOfMemory (no further information)"
+"""What TensorRT says last where a context finds no memory."""
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("Error Code 1: Cuda Runtime (out of memory)", OutOfDeviceMemory),
+        ("Error Code 1: Cuda Runtime (Out Of Memory)", OutOfDeviceMemory),
+        (NO_INFORMATION, OutOfDeviceMemory),
+        ("Error Code 1: Cuda Runtime (unspecified launch failure)", EnvironmentFault),
+    ],
+)
+def test_too_little_memory_is_told_from_other_failures(bench: Bench, reason: str, kind: type[EnvironmentFault]) -> None:
+    runtime = bench.load()
+    bench.engine.fails, bench.engine.reason = True, reason
+    with pytest.raises(EnvironmentFault) as caught:
+        runtime.lanes[0].infer(images(2))
+    assert caught.value.message == f"TensorRT 11.4.0 failed on a batch of 2: {reason}"
+    assert "--batch-size" in caught.value.hint
+    assert type(caught.value) is kind
+
+
+def test_after_too_little_memory_a_smaller_batch_still_runs(bench: Bench) -> None:
     runtime = bench.load()
     bench.engine.fails, bench.engine.reason = True, "Error Code 1: Cuda Runtime (out of memory)"
-    with pytest.raises(OutOfDeviceMemory, match="failed on a batch of 2: Error Code 1"):
-        runtime.lanes[0].infer(images(2))
+    with pytest.raises(OutOfDeviceMemory):
+        runtime.lanes[0].infer(images(4))
+    bench.engine.fails = False
+    assert bench.log_of(runtime, images(2)) == there_and_back(2, "execute 2")
+    assert bench.log_of(runtime, images(4)) == there_and_back(4, "execute 4")  # the one that failed was no run
+
+
+def test_an_earlier_lack_of_memory_does_not_explain_a_later_failure(bench: Bench) -> None:
+    lanes = bench.load(lanes=2).lanes
+    bench.engine.fails, bench.engine.reason = True, "Error Code 1: Cuda Runtime (out of memory)"
+    with pytest.raises(OutOfDeviceMemory):
+        lanes[0].infer(images(4))
+    bench.engine.log = lambda _severity, _message: None  # this time TensorRT fails without a word
+    with pytest.raises(EnvironmentFault) as caught:
+        lanes[1].infer(images(2))
+    assert type(caught.value) is EnvironmentFault
 
 
 def test_the_second_batch_of_a_size_is_captured_and_the_others_replay_it(bench: Bench) -> None:
@@ -269,14 +351,19 @@ def test_a_batch_size_beyond_the_engine_s_is_refused_before_anything_is_loaded(b
 
 
 @pytest.mark.parametrize(
-    ("attribute", "reason"), [("fails", "it went wrong"), ("has_no_contexts", "out of memory")], ids=["run", "context"]
+    ("attribute", "reason", "kind"),
+    [("fails", "it went wrong", EnvironmentFault), ("has_no_contexts", "out of memory", OutOfDeviceMemory)],
+    ids=["run", "context"],
 )
-def test_a_failing_batch_is_a_fault_of_the_environment(bench: Bench, attribute: str, reason: str) -> None:
+def test_a_failing_batch_is_a_fault_of_the_environment(
+    bench: Bench, attribute: str, reason: str, kind: type[EnvironmentFault]
+) -> None:
     runtime = bench.load()
     setattr(bench.engine, attribute, True)
     with pytest.raises(EnvironmentFault) as caught:
         runtime.lanes[0].infer(images(3))
     assert caught.value.message == f"TensorRT 11.4.0 failed on a batch of 3: {reason}"
+    assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 3, 2), (5, 3, 2, 4)])
@@ -298,9 +385,12 @@ def test_its_facts(bench: Bench) -> None:
     bench.engine.layers = """{"Layers": [
         {"Name": "a", "LayerType": "gemm", "Inputs": [{"Dimensions": [8, 3], "Datatype": "Half"}]},
         {"Name": "_gemm_mha_v2_1", "LayerType": "kgen", "Inputs": [{"Dimensions": [8, 3], "Datatype": "Half"}]}]}"""
-    runtime = bench.load()
+    runtime = bench.load(gpu=3)
+    assert bench.gpus == [3]
     assert runtime.batch_size == 4
     assert runtime.inference_precision == "fp16"
+    assert list(runtime.gpu_lanes) == list(runtime.lanes)
+    assert all(lane.device is bench.device for lane in runtime.gpu_lanes)
     assert runtime.layer_information() == bench.engine.layers
     statistics = runtime.statistics()
     assert (statistics.layers, statistics.fused_attention, statistics.weights_bytes) == (2, 1, 1234)

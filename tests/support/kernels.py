@@ -28,7 +28,7 @@ def preprocessed(
     dtype: str = "fp32",
     plans: Sequence[ImagePlan | None] | None = None,
 ) -> NDArray[Any]:
-    """Preprocess a batch, and check that nothing around the output is written to.
+    """Preprocess a batch, and check that nothing but the output is written to.
 
     Args:
         preprocessor: The preprocessing.
@@ -47,7 +47,7 @@ def preprocessed(
         assert plan is not None
         placed.append(PlacedImage(plan, image.ctypes.data, image.strides[0], sum(table.size for table in tables)))
         tables += [plan.rows.words, plan.columns.words]
-    sources, words = np.zeros(len(images), preprocess.SOURCE), np.concatenate([*tables, np.zeros(1, np.int32)])
+    sources, words = np.zeros(len(images), preprocess.SOURCE), np.concatenate([*tables, np.zeros(0, np.int32)])
     describe(placed, sources)
     shape = (len(images), 3, kernel.height, kernel.width)
     size = int(np.prod(shape)) * kernel.values.itemsize
@@ -58,18 +58,26 @@ def preprocessed(
         values=kernel.values.ctypes.data,
         output=memory.ctypes.data + _MARGIN,
     )
+    given = [sources, words, kernel.values, *(image for image in images if image is not None)]
+    before = [array.copy() for array in given]
     cpu_kernels.launch(kernel.name, kernel.grid(len(images)), arguments)
+    assert all(np.array_equal(*pair) for pair in zip(given, before, strict=True))
     assert (memory[:_MARGIN] == CANARY).all()
     assert (memory[-_MARGIN:] == CANARY).all()
     return memory[_MARGIN:-_MARGIN].view(kernel.values.dtype).reshape(shape)
 
 
 def best(logits: NDArray[Any], k: int, dtype: Any = "fp32") -> Any:
-    """Find the best classes of each image, as ``topk.read`` has them; bf16 logits are given as their bits."""
+    """Find the best classes of each image, as ``topk.read`` has them, and check that nothing else is written to.
+
+    16-bit logits may be given as their bits.
+    """
     images, classes = logits.shape
     answer = np.full((images + 2, topk.words(k)), CANARY, dtype=np.uint32)
     given = np.ascontiguousarray(logits)
+    before = given.tobytes()
     arguments = topk.arguments(logits=given.ctypes.data, output=answer[1:].ctypes.data, classes=classes, k=k)
     cpu_kernels.launch(topk.KERNELS[dtype], (images, 1), arguments)
+    assert given.tobytes() == before
     assert (answer[[0, -1]] == CANARY).all()
     return topk.read(answer[1:-1])

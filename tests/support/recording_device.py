@@ -97,6 +97,8 @@ class RecordingEvent:
         assert isinstance(start, RecordingEvent)
         assert self.timed
         assert start.timed
+        assert self.time > 0, "the event has not been reached"
+        assert start.time > 0, "the event has not been reached"
         return self.time - start.time
 
 
@@ -160,6 +162,8 @@ class RecordingStream:
     def copy_to_host(self, destination: NDArray[Any], source: DeviceMemory) -> None:
         memory = self.device.memory_at(source.address)
         assert self.device.is_pinned(destination)
+        assert destination.flags.c_contiguous
+        assert destination.nbytes <= memory.nbytes
 
         def copy() -> list[Access]:
             destination[...] = memory.data[: destination.nbytes].view(destination.dtype).reshape(destination.shape)
@@ -190,6 +194,7 @@ class RecordingStream:
             event.time = self.device.tick()
             return []
 
+        event.time = 0.0
         with self.device.lock:
             self.add("record", pass_by)
             number = self.waiting[-1].number

@@ -42,7 +42,7 @@ def compiled(source: str, compute_capability: str) -> bytes:
     """
     architecture = f"sm_{compute_capability.replace('.', '')}"
     nvcc = shutil.which("nvcc")
-    name, compiler = ("nvrtc", None) if nvcc is None else (_nvcc_version(nvcc), nvcc)
+    name, compiler = (_nvrtc_version(), None) if nvcc is None else (_nvcc_version(nvcc), nvcc)
     texts = [(_DIRECTORY / file).read_bytes() for file in (HEADER, source)]
     key = hashlib.sha256(b"\0".join([*texts, architecture.encode(), name.encode(), *map(str.encode, _FLAGS)]))
     cache = FileCache(cache_directory() / "cubins", _CACHE_BYTES)
@@ -75,29 +75,43 @@ def _run(command: list[str], failure: str) -> bytes:
         return subprocess.run(command, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         text = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
-        reason = next((line for line in text.splitlines() if line.strip()), "it gives no reason")
-        raise EnvironmentFault(f"{failure}: {reason}", hint=_HINT) from error
+        raise EnvironmentFault(f"{failure}: {_reason(text)}", hint=_HINT) from error
+
+
+def _reason(text: str) -> str:
+    """Return the line of a compiler's output that says what is wrong: there may be warnings before it."""
+    lines = [line.strip(" \0") for line in text.splitlines() if line.strip(" \0")]
+    wrong = [line for line in lines if "error" in line or "fatal" in line]
+    return (wrong or lines or ["it gives no reason"])[0]
+
+
+def _nvrtc() -> ModuleType:
+    try:
+        return import_module("cuda.bindings.nvrtc")
+    except (ImportError, OSError) as error:
+        raise EnvironmentFault("the kernels cannot be compiled: there is no nvcc", hint=_HINT) from error
+
+
+def _nvrtc_version() -> str:
+    nvrtc = _nvrtc()
+    try:
+        status, *version = nvrtc.nvrtcVersion()
+    except RuntimeError as error:  # what cuda-bindings raises where the library itself is missing
+        raise EnvironmentFault(f"the kernels cannot be compiled: {error}", hint=_HINT) from error
+    return f"nvrtc {'unknown' if status else version}"
 
 
 def _with_nvrtc(source: str, architecture: str) -> bytes:
-    try:
-        nvrtc = import_module("cuda.bindings.nvrtc")
-    except (ImportError, OSError) as error:
-        raise EnvironmentFault("the kernels cannot be compiled: there is no nvcc", hint=_HINT) from error
+    nvrtc = _nvrtc()
     texts = {file: (_DIRECTORY / file).read_bytes() for file in (HEADER, source)}
-    try:
-        program = _checked(
-            nvrtc,
-            nvrtc.nvrtcCreateProgram(texts[source], source.encode(), 1, [texts[HEADER]], [HEADER.encode()]),
-        )
-    except RuntimeError as error:  # what cuda-bindings raises where the library itself is missing
-        raise EnvironmentFault(f"the kernels cannot be compiled: {error}", hint=_HINT) from error
+    created = nvrtc.nvrtcCreateProgram(texts[source], source.encode(), 1, [texts[HEADER]], [HEADER.encode()])
+    program = _checked(nvrtc, created)
     options = [flag.encode() for flag in (*_FLAGS, f"-arch={architecture}")]
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
     if status:
         log = bytearray(_checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
-        reason = log.decode(errors="replace").strip("\0 \n").partition("\n")[0]
+        reason = _reason(log.decode(errors="replace"))
         raise EnvironmentFault(f"NVRTC cannot compile {source} for {architecture}: {reason}", hint=_HINT)
     made = bytearray(_checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
     _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, made))

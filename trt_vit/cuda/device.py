@@ -184,7 +184,6 @@ class Device(Protocol):
         ...
 
 
-@cache
 def open_device(index: int = 0) -> Device:
     """Open a GPU that this process may use (CUDA_VISIBLE_DEVICES chooses which), until the process ends.
 
@@ -194,6 +193,11 @@ def open_device(index: int = 0) -> Device:
     Raises:
         EnvironmentFault: A package, the driver or the GPU is missing or does not work.
     """
+    return _open(index)
+
+
+@cache
+def _open(index: int) -> Device:
     try:
         # For all to see: a PyCUDA that was built where there is no driver does not load the driver's library itself.
         ctypes.CDLL(_LIBRARY, mode=ctypes.RTLD_GLOBAL)

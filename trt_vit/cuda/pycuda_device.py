@@ -69,12 +69,14 @@ class PyCudaDevice:
 
     def memory(self) -> tuple[int, int]:
         """See ``Device.memory``."""
-        free, total = self._cuda.mem_get_info()
+        with _faults(self._cuda):
+            free, total = self._cuda.mem_get_info()
         return free, total
 
     def stream(self) -> Stream:
         """See ``Device.stream``."""
-        return _PyCudaStream(self._cuda, self._bindings)
+        with _faults(self._cuda):
+            return _PyCudaStream(self._cuda, self._bindings)
 
     def event(self, *, timed: bool = False) -> Event:
         """See ``Device.event``."""
@@ -82,7 +84,7 @@ class PyCudaDevice:
 
     def kernel(self, source: str, name: str) -> Kernel:
         """See ``Device.kernel``."""
-        with self._loading:
+        with self._loading, _faults(self._cuda):
             if source not in self._modules:
                 self._modules[source] = self._cuda.module_from_buffer(compiled(source, self.compute_capability))
             return _PyCudaKernel(self._modules[source].get_function(name), name)
@@ -90,19 +92,23 @@ class PyCudaDevice:
     def allocate(self, nbytes: int) -> DeviceMemory:
         """See ``Device.allocate``."""
         try:
-            return _PyCudaMemory(self._cuda.mem_alloc(nbytes), nbytes)
-        except self._cuda.Error as error:
+            with _faults(self._cuda):
+                return _PyCudaMemory(self._cuda.mem_alloc(nbytes), nbytes)
+        except OutOfDeviceMemory as error:
             free, total = (size >> 20 for size in self.memory())
-            message = f"cannot allocate {nbytes >> 20} MiB on {self.name}: {free} of {total} MiB are free: {error}"
+            message = (
+                f"cannot allocate {nbytes >> 20} MiB on {self.name}: {free} of {total} MiB are free: {error.message}"
+            )
             raise OutOfDeviceMemory(message, hint=_MEMORY) from error
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """See ``Device.pinned``."""
         try:
-            array: NDArray[Any] = self._cuda.pagelocked_empty(tuple(shape), np.dtype(dtype))
-        except self._cuda.Error as error:
+            with _faults(self._cuda):
+                array: NDArray[Any] = self._cuda.pagelocked_empty(tuple(shape), np.dtype(dtype))
+        except OutOfDeviceMemory as error:
             size = math.prod(shape) * np.dtype(dtype).itemsize >> 20
-            message = f"cannot allocate {size} MiB of pinned host memory: {error}"
+            message = f"cannot allocate {size} MiB of pinned host memory: {error.message}"
             raise OutOfDeviceMemory(message, hint=_MEMORY) from error
         array.fill(0)
         return array
@@ -133,16 +139,16 @@ class _PyCudaStream:
         self.handle: int = self._stream.handle
 
     def copy_to_device(self, destination: DeviceMemory, source: NDArray[Any]) -> None:
-        with self._faults():
+        with _faults(self._cuda):
             self._cuda.memcpy_htod_async(destination.address, source, self._stream)
 
     def copy_to_host(self, destination: NDArray[Any], source: DeviceMemory) -> None:
-        with self._faults():
+        with _faults(self._cuda):
             self._cuda.memcpy_dtoh_async(destination, source.address, self._stream)
 
     def launch(self, kernel: Kernel, grid: tuple[int, int], arguments: bytes) -> None:
         function = cast("_PyCudaKernel", kernel).function
-        with self._faults():
+        with _faults(self._cuda):
             function.prepare([f"{len(arguments)}s"])
             function.prepared_async_call(grid, (THREADS, 1, 1), self._stream, arguments)
 
@@ -171,13 +177,6 @@ class _PyCudaStream:
             return _BindingsGraph(self._bindings, graph, self) if complete else None
         finally:
             _check(self._bindings, self._bindings.cuGraphDestroy(graph))
-
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except self._cuda.Error as error:
-            raise EnvironmentFault(f"CUDA failed: {error}", hint=_RESTART) from error
 
 
 class _BindingsEvent:
@@ -218,3 +217,14 @@ def _check(bindings: ModuleType, result: tuple[Any, ...]) -> Any:
             raise OutOfDeviceMemory(f"CUDA failed: {text}", hint=_MEMORY)
         raise EnvironmentFault(f"CUDA failed: {text}", hint=_RESTART)
     return values[0] if values else None
+
+
+@contextmanager
+def _faults(cuda: ModuleType) -> Iterator[None]:
+    """Raise PyCUDA's errors as ours."""
+    try:
+        yield
+    except cuda.MemoryError as error:
+        raise OutOfDeviceMemory(str(error), hint=_MEMORY) from error
+    except cuda.Error as error:
+        raise EnvironmentFault(f"CUDA failed: {error}", hint=_RESTART) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trt_vit.cuda.device import open_device
-from trt_vit.errors import EnvironmentFault, OutOfDeviceMemory
+from trt_vit.errors import ArtifactError, EnvironmentFault, OutOfDeviceMemory, TrtVitError
 from trt_vit.runtime.onnxruntime import (
+    CUDA,
     ENGINE,
     failures_as,
     fixed_batch,
@@ -20,12 +21,16 @@ from trt_vit.runtime.onnxruntime import (
 from trt_vit.runtime.roundtrip import Roundtrip
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from trt_vit.cuda.device import Device
     from trt_vit.engine.manifest import Precision
     from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
 
+_HINT = "try a smaller --batch-size or fewer --lanes"
+_LACKS_MEMORY = ("allocate memory", "out of memory")
 LANES = 2
 """Lanes where their number is not given: copies and top-k of one batch run while the other computes."""
 
@@ -68,7 +73,7 @@ class OnnxRuntimeCudaLane:
         self.device = device
         self.stream = device.stream()
         gpu = {"device_id": str(device.index), "user_compute_stream": str(self.stream.handle)}
-        self._session = open_session(model, threads=1, gpu=gpu)
+        self._session = _open_on_gpu(model, gpu)
         fixed = fixed_batch(self._session, engine)
         self.smallest = fixed or 1
         self._largest = max(batch_size, self.smallest)
@@ -93,16 +98,16 @@ class OnnxRuntimeCudaLane:
     def enqueue(self, count: int) -> None:
         """Enqueue a run; see ``GpuLane.enqueue``."""
         rows = max(count, self.smallest)
-        if rows != self._rows:
-            self._bind(rows)
-        hint = "try a smaller --batch-size or fewer --lanes"
         try:
-            with failures_as(EnvironmentFault, f"ONNX Runtime failed on a batch of {count}", hint):
+            if rows != self._rows:
+                self._bind(rows)
+            with failures_as(EnvironmentFault, f"ONNX Runtime failed on a batch of {count}", _HINT):
                 self._session.run_with_iobinding(self._binding, self._options)
         except EnvironmentFault as error:
-            if "allocate memory" in error.message or "out of memory" in error.message:
-                raise OutOfDeviceMemory(error.message, hint=hint) from error
-            raise
+            raise _memory_or(error) from error
+        except RuntimeError as error:  # what it raises with a binding is no exception of its own
+            message = f"ONNX Runtime failed on a batch of {count}: {' '.join(str(error).split())}"
+            raise _memory_or(EnvironmentFault(message, hint=_HINT)) from error
 
     def _bind(self, rows: int) -> None:
         place = ("cuda", self.device.index, np.float32)
@@ -110,3 +115,22 @@ class OnnxRuntimeCudaLane:
         self._binding.bind_input(model.input_name, *place, [rows, *self._shape], self.images.address)
         self._binding.bind_output(model.output_name, *place, [rows, model.classes], self.logits.address)
         self._rows = rows
+
+
+def _open_on_gpu(model: bytes, gpu: Mapping[str, str]) -> Any:
+    """Open a session on the GPU, or say why that is not to be had: ONNX Runtime itself would go on without it."""
+    try:
+        session = open_session(model, threads=1, gpu=gpu)
+    except ArtifactError as error:
+        raise _memory_or(error) from error
+    if CUDA not in session.get_providers():
+        message = "ONNX Runtime's CUDA provider does not start, although the package has it"
+        raise EnvironmentFault(message, hint="install the CUDA and cuDNN libraries that this onnxruntime-gpu is for")
+    return session
+
+
+def _memory_or(error: TrtVitError) -> TrtVitError:
+    """Return a failure as one of too little memory where it is one, and as it is otherwise."""
+    if any(words in error.message for words in _LACKS_MEMORY):
+        return OutOfDeviceMemory(error.message, hint=_HINT)
+    return error

@@ -141,9 +141,15 @@ def create_log(family: Family) -> Log:
     return _Log()
 
 
-def last_error(log: Log, otherwise: str) -> str:
-    """Return what TensorRT said last that was an error, or ``otherwise`` where it said nothing."""
-    return log.errors[-1] if log.errors else otherwise
+def last_error(log: Log, otherwise: str, since: int = 0) -> str:
+    """Return what TensorRT said last that was an error, or ``otherwise`` where it said nothing.
+
+    Args:
+        log: What it has said.
+        otherwise: What to say in its place.
+        since: How many errors there were before: those explain something else.
+    """
+    return log.errors[-1] if len(log.errors) > since else otherwise
 
 
 def compute_capabilities(family: Family) -> list[str]:

@@ -202,8 +202,9 @@ class TensorRtLane:
             batch.runs += 1
 
     def _execute(self, batch: _Batch) -> None:
+        said = len(self._log.errors)
         if not batch.context.execute_async_v3(self.stream.handle):
-            raise self._fault(batch.rows, last_error(self._log, "it gives no reason"))
+            raise self._fault(batch.rows, last_error(self._log, "it gives no reason", said))
 
     def _batch_of(self, rows: int) -> _Batch:
         """Return a context that is set to the batch size: the one that last ran it, if it is still there."""
@@ -213,22 +214,25 @@ class TensorRtLane:
         if len(self._batches) > _CONTEXTS:
             del self._batches[next(iter(self._batches))]  # unused for longest
         if batch.rows != rows:
+            said = len(self._log.errors)
             if not batch.context.set_input_shape(self._binding.input_name, (rows, *self._binding.image_shape)):
-                raise self._fault(rows, last_error(self._log, "the engine refuses its shape"))
+                raise self._fault(rows, last_error(self._log, "the engine refuses its shape", said))
             batch.rows = rows
         return batch
 
     def _create(self, rows: int) -> _Batch:
+        said = len(self._log.errors)
         context = self._contexts.create()
         if context is None:
-            raise self._fault(rows, last_error(self._log, "no execution context can be created"))
+            raise self._fault(rows, last_error(self._log, "no execution context can be created", said))
         ready = self._profile == 0 or context.set_optimization_profile_async(self._profile, self.stream.handle)
         ready = ready and context.set_tensor_address(self._binding.input_name, self.images.address)
         ready = ready and context.set_tensor_address(self._binding.output_name, self.logits.address)
         if not ready:
-            raise self._fault(rows, last_error(self._log, "the execution context cannot be set up"))
+            raise self._fault(rows, last_error(self._log, "the execution context cannot be set up", said))
         return _Batch(context)
 
     def _fault(self, count: int, reason: str) -> EnvironmentFault:
-        kind = OutOfDeviceMemory if "out of memory" in reason.lower() else EnvironmentFault
+        lacks_memory = "outofmemory" in reason.lower().replace(" ", "")  # it is written in both ways
+        kind = OutOfDeviceMemory if lacks_memory else EnvironmentFault
         return kind(f"{self._family.title} failed on a batch of {count}: {reason}", hint=_HINT)
