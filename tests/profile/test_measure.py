@@ -47,13 +47,13 @@ def sleeping(lanes: int, seconds: float = 0.02) -> FakeRuntime:
 def test_an_engine_alone(lanes: int) -> None:
     runtime = sleeping(lanes)
     found = measure_engine(classifier(runtime), 0.5)
-    assert 0.5 <= found.seconds < 1
+    assert found.seconds >= 0.5
     assert all(end - begin >= 0.02 for begin, end in found.spans)
     assert {interval.track for interval in found.intervals} == {f"lane {number}" for number in range(lanes)}
     assert found.images == [4] * len(found.spans)
     # Sleep is at least as long as it should be: there is only one side to be on.
     assert throughput_of(found.spans, found.images, found.seconds).mean <= 4 * lanes / 0.02 * 1.05
-    assert len(found.spans) >= 5 * lanes
+    assert len(found.spans) >= lanes
     assert all(lane.calls > 3 for lane in runtime.lanes)  # type: ignore[attr-defined]
 
 
