@@ -31,7 +31,7 @@ MAX_WORDS = 1 << 16
 _CACHED = 1024
 _HAMMING_MEAN, _HAMMING_SWING = float(np.float32(0.54)), float(np.float32(0.46))
 """The window's constants, which are float32 in Pillow."""
-_COLUMNS_FIRST_SINCE = ((13, 0), (12, 3))
+_COLUMNS_FIRST_SINCE = ((13, 0), (12, 2))
 """Versions of Pillow since which the vertical pass may come first, and since which it may for extreme sizes only."""
 
 
@@ -89,7 +89,7 @@ def vertical_first(height: int, width: int, target_height: int, target_width: in
     always, extremes = _COLUMNS_FIRST_SINCE
     if version >= always:
         return height > target_height and height - target_height > 2 * (width - target_width)
-    return version >= extremes and height > 100 * width
+    return version >= extremes and height > 100 * width and height > target_height
 
 
 def _table(
