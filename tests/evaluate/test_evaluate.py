@@ -14,11 +14,12 @@ from tests.support.checkpoints import random_checkpoint
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import InputError, UsageError
 from trt_vit.evaluate import evaluate as module
-from trt_vit.evaluate.evaluate import NOT_FINITE, Evaluation, evaluate_bundles
+from trt_vit.evaluate.evaluate import Evaluation, evaluate_bundles
 from trt_vit.evaluate.logits import run_engines
 from trt_vit.evaluate.report import THUMBNAILS, evaluation_report
 from trt_vit.evaluate.statistics import mcnemar, wilson_interval
 from trt_vit.images.decode import decode
+from trt_vit.pipeline.lanes import NOT_FINITE
 from trt_vit.reports import check_report, write_report
 
 if TYPE_CHECKING:

@@ -30,11 +30,17 @@ class Comparison:
     max_abs_difference: float
 
 
+def cosine_similarities(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cosine similarity of each image's logits in two sets, both [images, classes]; 0 where all are 0."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    similarities: NDArray[np.float64] = np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return similarities
+
+
 def compare_logits(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> Comparison:
     """Compare logits with their reference, both [images, classes]."""
     a, b = logits.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    cosines = cosine_similarities(a, b)
     return Comparison(
         images=len(a),
         agreement=float(np.mean(a.argmax(axis=1) == b.argmax(axis=1))),

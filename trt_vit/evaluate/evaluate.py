@@ -13,6 +13,7 @@ from trt_vit.evaluate.classes import Classes
 from trt_vit.evaluate.labelled import find_labelled
 from trt_vit.evaluate.logits import load_engines, run_engines
 from trt_vit.evaluate.score import Answers, Disagreement, EngineScore, Scorer, Tally
+from trt_vit.pipeline.lanes import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from trt_vit.evaluate.labelled import Labelled
     from trt_vit.evaluate.logits import BatchLogits, LoadedEngine
-
-NOT_FINITE = "the engine's logits are not finite"
 
 
 @dataclass(frozen=True)

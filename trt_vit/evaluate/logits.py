@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from trt_vit.errors import ImageError
 from trt_vit.images.decode import decode, read_image
 from trt_vit.images.preprocess import Preprocessor
+from trt_vit.pipeline.stages import LoadedImage, StageSeconds, image_errors
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
@@ -140,15 +140,12 @@ class _Workers:
 
     def _load(self, path: str, outs: Sequence[NDArray[np.float32]]) -> str | None:
         """Preprocess one image in each way; return why it cannot be, or None."""
-        try:
+        image = LoadedImage(StageSeconds(()))
+        with image_errors(image):
             pixels = decode(read_image(path))
             for preprocessor, out in zip(self._preprocessors, outs, strict=True):
                 preprocessor(pixels, out)
-        except ImageError as error:
-            return str(error)
-        except MemoryError:
-            return "not enough memory for this image"
-        return None
+        return image.error
 
     def _run(
         self, paths: Sequence[str], slots: Sequence[NDArray[np.float32]], loads: Sequence[Future[str | None]]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trt_vit.engine.compare import cosine_similarities
 from trt_vit.evaluate.statistics import calibration_bins, calibration_error, mcnemar, wilson_interval
+from trt_vit.pipeline.topk import top_k
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,13 +138,9 @@ class Tally:
 
     def add(self, logits: NDArray[np.float32], reference: NDArray[np.float32]) -> None:
         """Add a batch: its finite logits, and the first engine's, both [images, classes]."""
-        wide, other = logits.astype(np.float64), reference.astype(np.float64)
-        # Of equal logits the lower index comes first, as in ``classify``.
-        best = np.argsort(-wide, axis=1, kind="stable")[:, :K]
-        exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
-        norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
-        cosines = np.sum(wide * other, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-        self._parts.append(Answers(best, (1 / exponentials.sum(axis=1)).astype(np.float32), cosines))
+        best = top_k(logits, min(K, logits.shape[1]))
+        cosines = cosine_similarities(logits.astype(np.float64), reference.astype(np.float64))
+        self._parts.append(Answers(best.indices, best.probabilities[:, 0], cosines))
 
     def answers(self) -> Answers:
         """Return what was collected, of all batches."""
