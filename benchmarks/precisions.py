@@ -4,7 +4,8 @@
     python benchmarks/precisions.py --table FILE.json
 
 The first builds an engine in each precision that OpenVINO has on a CPU, evaluates all of them over one pass, and
-profiles each twice: the engine alone, and from files to rows. The second prints the README's table of what the first
+profiles each twice: the engine alone, and from files to rows. Beside them it runs the checkpoint in a few lines of
+transformers and numpy, and says how many images each has right. The second prints the README's table of what the first
 has written.
 """
 
@@ -13,9 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
@@ -29,7 +36,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = Path(__file__).parents[1] / "examples" / "vit-cifar10"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
-SECONDS = 10.0
+SECONDS = 20.0
+BATCH = 8
 
 
 def main() -> None:
@@ -60,7 +68,7 @@ def measure(data: Path, calibration: Path) -> dict[str, Any]:
             )
             build(settings, Quiet())
         scores = evaluate_bundles(places, data, None, None, lambda _done, _of: None)
-        sweep = Sweep([], [], SECONDS)
+        sweep = Sweep([BATCH], [], SECONDS)
         rows = []
         for place, score in zip(places, scores.engines, strict=True):
             alone = profile_bundle(place, None, sweep, lambda _done, _of: None).best
@@ -68,7 +76,38 @@ def measure(data: Path, calibration: Path) -> dict[str, Any]:
             kept = ("precision", "runs_in", "images", "failed", "top1", "top5", "top1_ci95", "agreement", "mean_cosine")
             row = {key: value for key, value in asdict(score).items() if key in kept}
             rows.append(row | {"engine": rates(alone), "pipeline": rates(whole)})
-    return {"environment": environment(), "checkpoint": "examples/vit-cifar10", "rows": rows}
+    peer = hugging_face(data)
+    for key in ("top1", "top5"):
+        ours, theirs = (round(found[key] * found["images"]) for found in (rows[0], peer))
+        print(f"{key}: {ours} images of {peer['images']} in fp32, {theirs} by transformers", flush=True)
+    found = {"environment": environment(), "checkpoint": "examples/vit-cifar10", "rows": rows}
+    return found | {"transformers": peer}
+
+
+def hugging_face(data: Path) -> dict[str, Any]:
+    """Score the checkpoint in torch on the same images, in batches of the same size, and time it from files to classes.
+
+    It takes a batch for warm-up, as torch compiles its kernels with the first.
+    """
+    processor = ViTImageProcessorPil.from_pretrained(CHECKPOINT)
+    model = ViTForImageClassification.from_pretrained(CHECKPOINT).eval()
+    files = sorted(data.rglob("*.jpg"))
+    targets = np.array([model.config.label2id[file.parent.name] for file in files])
+
+    def logits_of(batch: list[Path]) -> np.ndarray:
+        images = [Image.open(file).convert("RGB") for file in batch]
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            logits: np.ndarray = model(pixel_values=pixels).logits.numpy()
+        return logits
+
+    logits_of(files[:BATCH])
+    started = time.perf_counter()
+    logits = np.concatenate([logits_of(files[first : first + BATCH]) for first in range(0, len(files), BATCH)])
+    seconds = time.perf_counter() - started
+    right = np.argsort(-logits, axis=1, kind="stable") == targets[:, np.newaxis]
+    top1, top5 = (float(right[:, :k].any(axis=1).mean()) for k in (1, 5))
+    return {"images": len(files), "top1": top1, "top5": top5, "images_per_second": len(files) / seconds}
 
 
 def rates(point: Any) -> dict[str, Any]:
@@ -105,6 +144,9 @@ def table_of(results: dict[str, Any]) -> str:
             rate(whole["throughput"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    peer = results["transformers"]
+    cells = ["fp32, transformers and torch", f"{peer['top1']:.2%}", "", f"{peer['top5']:.2%}", "", "", ""]
+    lines.append(f"| {' | '.join([*cells, format(peer['images_per_second'], '.0f')])} |")
     return "\n".join(lines)
 
 

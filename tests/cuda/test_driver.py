@@ -43,6 +43,11 @@ class FakeDriver:
         name.value = self._gpus[device.value - 10][0]
         return 0
 
+    def cuDeviceGetPCIBusId(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        assert size == len(name)
+        name.value = f"0000:{device.value:02x}:00.0".encode()
+        return 0
+
     def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:  # noqa: N802
         memory._obj.value = self._gpus[device.value - 10][2]
         return 0
@@ -101,3 +106,8 @@ def test_a_driver_that_does_not_work_has_no_version(monkeypatch: pytest.MonkeyPa
     fake.fails = function
     install(monkeypatch, fake)
     assert driver.version() is None
+
+
+def test_where_a_gpu_sits(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeDriver([(b"A", (9, 0), 1), (b"A", (9, 0), 1)]))
+    assert driver.pci_bus_id(1) == "0000:0b:00.0"

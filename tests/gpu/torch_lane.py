@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from trt_vit.cuda.device import Device, DeviceMemory
     from trt_vit.engine.manifest import Precision
-    from trt_vit.runtime.protocol import GpuLane
+    from trt_vit.runtime.protocol import GpuLane, LayerTime
 
 
 class _Tensor:
@@ -80,3 +80,6 @@ class TorchRuntime:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(layers=0, fused_attention=0, weights_bytes=0, kinds={}, precisions={}, reformats=0)
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        return []

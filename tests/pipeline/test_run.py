@@ -18,7 +18,7 @@ from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.lanes import NOT_FINITE
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.timeline import Timeline
-from trt_vit.runtime.protocol import EngineStatistics
+from trt_vit.runtime.protocol import EngineStatistics, LayerTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -73,6 +73,9 @@ class FakeRuntime:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(layers=1, fused_attention=0, weights_bytes=0, kinds={}, precisions={}, reformats=0)
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        return [LayerTime("all", "fake", "fp32", seconds / len(pixels))]
 
     def enter(self) -> int:
         with self.lock:

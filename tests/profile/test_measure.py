@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from tests.pipeline.test_run import CLASSES, FakeRuntime, classifier
 from trt_vit.errors import EnvironmentFault
 from trt_vit.profile.latency import throughput_of
-from trt_vit.profile.measure import measure_engine, measure_pipeline
+from trt_vit.profile.measure import LONGEST, measure_engine, measure_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +65,49 @@ def test_a_lane_that_fails_ends_it(fails_at: int) -> None:
     with pytest.raises(EnvironmentFault, match="the device is gone"):
         measure_engine(classifier(runtime), 0.5)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
+
+
+def interrupt_after(seconds: float) -> threading.Timer:
+    """Interrupt the main thread, as Ctrl-C does."""
+    timer = threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    return timer
+
+
+def test_an_engine_that_a_person_stops() -> None:
+    runtime = sleeping(2)
+    timer = interrupt_after(0.6)
+    found = measure_engine(classifier(runtime), 1.0)
+    timer.join()
+    assert found.stopped
+    assert 0 < found.seconds < 1.0
+    assert len(found.spans) > 2
+
+
+def test_a_pipeline_that_a_person_stops(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    timer = interrupt_after(0.8)
+    found = measure_pipeline(classifier(sleeping(2)), [str(tmp_path / "a.png")], 60.0)
+    timer.join()
+    assert found.stopped
+    assert 0 < found.seconds < 60
+    assert found.images[0] == 4
+
+
+def test_an_uneven_engine_is_measured_for_longer() -> None:
+    runtime = sleeping(1, 0.001)
+    lane: Any = runtime.lanes[0]
+    steady, begin = lane.infer, time.perf_counter()
+
+    def slower_and_slower(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        time.sleep((time.perf_counter() - begin) / 50)
+        logits: NDArray[np.float32] = steady(pixels)
+        return logits
+
+    lane.infer = slower_and_slower
+    found = measure_engine(classifier(runtime), 0.3)
+    assert found.seconds >= LONGEST * 0.3
+    assert not found.stopped
 
 
 def test_the_whole_pipeline(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ import pytest
 
 from trt_vit.errors import UsageError
 from trt_vit.pipeline.timeline import Interval, overlap
+from trt_vit.profile.clocks import GpuClocks
 from trt_vit.profile.compare import OldPoint, compare_points, read_points
 from trt_vit.profile.diagnose import Workload, diagnose
 from trt_vit.profile.latency import Throughput, latency_of
+from trt_vit.profile.layers import LayerGroup, group_layers
 from trt_vit.profile.report import histogram, profile_report, waterfall
 from trt_vit.profile.sweep import Point, Profile
 from trt_vit.profile.trace import write_trace
+from trt_vit.runtime.protocol import LayerTime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +27,13 @@ INTERVALS = [
     Interval(f"lane <{batch % 2}>", batch, stage, batch + offset, batch + offset + 0.4)
     for batch in range(20)
     for stage, offset in (("decode", 0.0), ("infer", 0.5))
+]
+
+
+LAYERS = [
+    LayerTime("a", "gemm", "int8", 0.003),
+    LayerTime("<b>", "kgen", "fp16", 0.001),
+    LayerTime("c", "gemm", "int8", 0.004),
 ]
 
 
@@ -40,12 +50,15 @@ def point(mean: float = 100.0, noise: float = 0.01, batch_size: int = 8, lanes: 
         overlap=overlap(INTERVALS),
         peak_memory_bytes=1 << 28,
         failed=0,
+        gpus=[],
     )
 
 
 def profile(*points: Point) -> Profile:
     spans = [(0.0, 0.01 * number) for number in range(1, 50)]
-    return Profile("<bundle>", "openvino", "int8", "int8", True, list(points), INTERVALS, spans)
+    return Profile(
+        "<bundle>", "openvino", "int8", "int8", True, list(points), INTERVALS, spans, LAYERS, [], stopped=False
+    )
 
 
 def test_a_trace_has_a_track_for_each_and_a_slice_for_each_stage(tmp_path: Path) -> None:
@@ -140,5 +153,22 @@ def test_the_report_has_the_figures_and_escapes_names() -> None:
 
 
 def test_a_report_of_one_point_alone() -> None:
-    alone = replace(profile(point()), end_to_end=False, intervals=[], spans=[])
+    alone = replace(profile(point()), end_to_end=False, stopped=False, intervals=[], spans=[])
     assert "the engine alone" in profile_report(alone, {}, [])
+
+
+def test_layers_are_grouped_by_kind_and_precision() -> None:
+    products, other = group_layers(LAYERS)
+    assert (products.kind, products.precision, products.layers) == ("gemm", "int8", 2)
+    assert (products.seconds, products.share) == pytest.approx((0.007, 0.875))
+    assert other == LayerGroup("kgen", "fp16", 1, 0.001, 0.125)
+    assert group_layers([]) == []
+
+
+def test_the_report_has_layers_and_gpus() -> None:
+    clocks = GpuClocks(1, 9, (1700, 1900.0, 1980), 2619.0, 350.0, 0.9, 61, {"power limit": 0.25})
+    found = replace(profile(replace(point(), gpus=[clocks])), notes=["no <b>clocks</b>"])
+    html = profile_report(found, {}, [])
+    for text in ("87.5 %", "&lt;b&gt;", "1700", "1980", "350", "power limit 25 %", "no &lt;b&gt;clocks&lt;/b&gt;"):
+        assert text in html
+    assert "<b>" not in html

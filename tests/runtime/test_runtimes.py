@@ -95,6 +95,16 @@ def test_its_facts(bundle: Bundle) -> None:
     assert 4 * parameters * 0.99 < statistics.weights_bytes < 4 * parameters * 1.05
 
 
+def test_the_time_of_each_layer(bundle: Bundle, pixels: NDArray[np.float32]) -> None:
+    found = load(bundle).layer_times(pixels[:BATCH], 0.2)
+    assert len({layer.name for layer in found}) == len(found) > 20
+    assert all(0 <= layer.seconds < 10 for layer in found)
+    # What takes longest in a ViT is its products, and in an fp32 engine they are in fp32.
+    products = [layer for layer in found if layer.kind in {"FullyConnected", "MatMul", "Gemm", "FusedMatMul"}]
+    assert {layer.precision for layer in products} == {"fp32"}
+    assert sum(layer.seconds for layer in products) > 0.2 * sum(layer.seconds for layer in found)
+
+
 def test_a_changed_engine_is_not_loaded(bundle: Bundle, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle.path, tmp_path / "copy")
     engine = next(copy.glob("engine.*"))

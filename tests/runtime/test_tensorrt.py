@@ -396,6 +396,29 @@ def test_its_facts(bench: Bench) -> None:
     assert (statistics.layers, statistics.fused_attention, statistics.weights_bytes) == (2, 1, 1234)
 
 
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_the_time_of_each_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: FamilyName) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bench = Bench(monkeypatch, name)
+    bench.engine.layers = """{"Layers": [
+        {"Name": "a", "LayerType": "gemm", "Inputs": [{"Dimensions": [8, 3], "Datatype": "Int8"}]},
+        {"Name": "b", "LayerType": "kgen", "Inputs": [{"Dimensions": [8, 3], "Datatype": "Half"}]}]}"""
+    bench.engine.times = {"b": 2.0, "a": 0.5, "reformat of a": 0.25}
+    runtime = bench.load()
+    found = runtime.layer_times(images(4), 0.05)
+    # As they were run, and without the first batch, which takes a hundred times as long.
+    assert [(layer.name, layer.kind, layer.precision) for layer in found] == [
+        ("b", "kgen", "fp16"),
+        ("a", "gemm", "int8"),
+        ("reformat of a", "unknown", "none"),
+    ]
+    assert [layer.seconds for layer in found] == pytest.approx([0.002, 0.0005, 0.00025])
+    assert bench.device.races() == []
+    assert not any("graph" in entry for entry in bench.device.log)
+    # The lanes that classify are as they were.
+    assert all(context.profiler is None for context in bench.engine.contexts[:-1])
+
+
 def test_rtx_captures_graphs_itself_and_takes_every_size_in_one_context(rtx: Bench) -> None:
     runtime = rtx.load(lanes=1)
     for seed, count in enumerate([4, 4, 4, 2, 4]):

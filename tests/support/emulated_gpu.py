@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.engine.manifest import Precision
-    from trt_vit.runtime.protocol import GpuLane
+    from trt_vit.runtime.protocol import GpuLane, LayerTime
 
     Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -59,6 +59,9 @@ class EmulatedRuntime:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(layers=1, fused_attention=0, weights_bytes=0, kinds={}, precisions={}, reformats=0)
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        return []
 
     def admit(self, count: int) -> None:
         with self.lock:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from trt_vit.cuda.device import Device
     from trt_vit.engine.manifest import Precision
-    from trt_vit.runtime.protocol import GpuLane
+    from trt_vit.runtime.protocol import GpuLane, LayerTime
 
 BATCH = 4
 
@@ -76,6 +76,9 @@ class HostRuntime:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(layers=1, fused_attention=0, weights_bytes=0, kinds={}, precisions={}, reformats=0)
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        return []
 
 
 def device_facts(device: Device) -> dict[str, Any]:

@@ -45,13 +45,20 @@ class FakeLogger:
         VERBOSE = 4
 
 
+class FakeProfiler:
+    """What a profiler inherits from."""
+
+
 class FakeContext:
     """An execution context. Attributes tell what it was given."""
+
+    profiler: Any = None
 
     def __init__(self, engine: FakeEngine, strategy: Any) -> None:
         self.engine = engine
         self.strategy = strategy
         self.profile = 0
+        self.runs = 0
         self.shapes: list[tuple[int, ...]] = []
         self.addresses: dict[str, int] = {}
         self.device_memory: tuple[int, int] | None = None
@@ -90,6 +97,11 @@ class FakeContext:
             return [reads(source.address, taken), writes(target.address, given)]
 
         stream.enqueue(f"execute {shape[0]}", execute)
+        if self.profiler is not None:
+            self.runs += 1
+            for layer, milliseconds in self.engine.times.items():
+                # The first run takes longer, as kernels are loaded then.
+                self.profiler.report_layer_time(layer, milliseconds * (100 if self.runs == 1 else 1))
         return True
 
 
@@ -138,6 +150,7 @@ class FakeEngine:
         }
         self.contexts: list[FakeContext] = []
         self.configs: list[FakeConfig] = []
+        self.times: dict[str, float] = {}
         self.fails = False
         self.reason = "it went\nwrong"
         self.fails_in_capture = False
@@ -164,7 +177,7 @@ class FakeEngine:
         self.configs.append(FakeConfig())
         return self.configs[-1]
 
-    def create_execution_context(self, strategy: Any) -> FakeContext | None:
+    def create_execution_context(self, strategy: Any = Strategy.STATIC) -> FakeContext | None:
         if self.has_no_contexts:
             self.log(1, "out of memory")
             return None
@@ -209,6 +222,7 @@ def bindings(engine: FakeEngine) -> ModuleType:
     module.__dict__.update(
         __version__="11.4.0",
         ILogger=FakeLogger,
+        IProfiler=FakeProfiler,
         Runtime=lambda logger: FakeRuntime(engine, logger),
         DataType=DataType,
         TensorIOMode=TensorIOMode,

@@ -45,6 +45,19 @@ def gpus() -> list[Gpu]:
     return [_gpu(driver, index) for index in range(count.value)]
 
 
+def pci_bus_id(index: int) -> str:
+    """Return where a GPU sits, as ``0000:3b:00.0``: the one name of it that other libraries of the driver know.
+
+    Args:
+        index: Its number in ``gpus``.
+    """
+    driver, device, name = _driver(), ctypes.c_int(), ctypes.create_string_buffer(_NAME_BYTES)
+    if driver is not None:
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetPCIBusId(name, _NAME_BYTES, device)
+    return name.value.decode("ascii", errors="replace")
+
+
 def _driver() -> ctypes.CDLL | None:
     try:
         driver = ctypes.CDLL(_LIBRARY)

@@ -96,6 +96,11 @@ class ModelRecord(_Record):
     width: PositiveInt
     classes: PositiveInt
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        return (3, self.height, self.width)
+
 
 class ExportRecord(_Record):
     """The step from checkpoint to ONNX.

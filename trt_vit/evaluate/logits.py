@@ -81,7 +81,7 @@ def _load(bundle: Bundle) -> LoadedEngine:
     size = (manifest.model.height, manifest.model.width)
     options = RuntimeOptions(batch_size=manifest.batch.opt)
     runtime = open_runtime(manifest.runtime, bundle.engine_files(), options)
-    return LoadedEngine(runtime, Preprocessor(bundle.preprocessing(), size), (3, *size))
+    return LoadedEngine(runtime, Preprocessor(bundle.preprocessing(), size), manifest.model.image_shape)
 
 
 def run_engines(engines: Sequence[LoadedEngine], paths: Sequence[str]) -> Iterator[BatchLogits]:

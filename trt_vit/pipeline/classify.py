@@ -94,7 +94,7 @@ def load_classifier(
         preprocessor=Preprocessor(bundle.preprocessing(), size),
         labels=bundle.labels(),
         runtimes=_open_runtimes(bundle, options, gpus),
-        image_shape=(3, *size),
+        image_shape=model.image_shape,
         k=k,
         decode_threads=decode_threads or usable_cores(),
         decode=decode,

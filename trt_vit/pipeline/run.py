@@ -10,14 +10,15 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 from trt_vit.pipeline.cpu_lanes import open_cpu_lanes
 from trt_vit.pipeline.rows import count_failed
 from trt_vit.pipeline.stages import StageSeconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from trt_vit.pipeline.classifier import Classifier
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.sinks import Sink
     from trt_vit.pipeline.timeline import Timeline
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Summary:
 
 
 def classify(
-    paths: Sequence[str],
+    paths: Iterable[str],
     classifier: Classifier,
     sink: Sink,
     on_rows: Callable[[Sequence[Row]], None],
@@ -79,16 +82,23 @@ def classify(
         under_way: deque[Future[BatchResult]] = deque()
         started = time.perf_counter()
         try:
-            for number, first in enumerate(range(0, len(paths), classifier.batch_size)):
+            for number, batch in enumerate(batched(paths, classifier.batch_size)):
                 if len(under_way) == lanes.depth:
                     tally.write_oldest(under_way)
-                under_way.append(lanes.start(number, paths[first : first + classifier.batch_size]))
+                under_way.append(lanes.start(number, batch))
         except KeyboardInterrupt:
             tally.write_all(under_way)
             raise
         tally.write_all(under_way)
         seconds = time.perf_counter() - started
     return Summary(tally.images, tally.failed, seconds, tally.seconds.seconds, tally.gpu_decoded)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Give items a batch at a time; the last one may be smaller."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 @contextmanager

@@ -13,19 +13,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trt_vit.pipeline.rows import count_failed
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.timeline import Interval, Timeline
+from trt_vit.profile.latency import throughput_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from trt_vit.pipeline.classifier import Classifier
+    from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Lane
 
 WARM_UP_SHARE = 0.2
 """Warm-up, as a share of the time that is measured; at least ``_WARM_UP_BATCHES`` on each lane."""
 _WARM_UP_BATCHES = 3
+LONGEST = 3
+"""How many times the duration that was asked for a figure may take to become stable."""
+
+Span = tuple[float, float]
+"""Start and end of a batch, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +45,28 @@ class Measurement:
     Attributes:
         spans: Start and end of each batch, in seconds since the run began to count. The last may end after the run.
         images: Images of each batch.
+        began: When the first began, by ``time.perf_counter``.
         seconds: How long it was measured.
         cpu_seconds: Seconds of CPU that the process used meanwhile.
         intervals: What was at work when; of an engine alone, its batches.
         failed: Images that could not be used.
+        stopped: Whether a person ended it early.
     """
 
-    spans: list[tuple[float, float]]
+    spans: list[Span]
     images: list[int]
+    began: float
     seconds: float
     cpu_seconds: float
     intervals: list[Interval]
     failed: int = 0
+    stopped: bool = False
+
+
+def random_pixels(batch_size: int, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return a batch of images that are preprocessed, as it were: float32 [batch_size, 3, height, width]."""
+    pixels = np.random.default_rng(0).normal(size=(batch_size, *image_shape))
+    return pixels.astype(np.float32)
 
 
 def measure_engine(classifier: Classifier, duration: float) -> Measurement:
@@ -54,21 +74,26 @@ def measure_engine(classifier: Classifier, duration: float) -> Measurement:
 
     Args:
         classifier: The loaded engine.
-        duration: Seconds to measure, after a warm-up.
+        duration: Seconds to measure, after a warm-up; up to ``LONGEST`` times as many until the figure is stable.
 
     Raises:
         EnvironmentFault: The runtime failed.
+        KeyboardInterrupt: Before a batch was measured; later it only ends the measurement.
     """
     lanes = [lane for runtime in classifier.runtimes for lane in runtime.lanes]
-    shape = (classifier.batch_size, *classifier.image_shape)
-    pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    pixels = random_pixels(classifier.batch_size, classifier.image_shape)
     stop, warm = threading.Event(), threading.Barrier(len(lanes) + 1)
+    found: list[list[Span]] = [[] for _ in lanes]
+    stopped = False
     with ThreadPoolExecutor(len(lanes), thread_name_prefix="lane") as pool:
-        runs = [pool.submit(_loop, lane, pixels, duration * WARM_UP_SHARE, warm, stop) for lane in lanes]
+        loops = [
+            pool.submit(_loop, lane, pixels, duration * WARM_UP_SHARE, (warm, stop), spans)
+            for lane, spans in zip(lanes, found, strict=True)
+        ]
         try:
             warm.wait()
             cpu, begin = time.process_time(), time.perf_counter()
-            stop.wait(duration)
+            stopped = _wait_until_stable(found, classifier.batch_size, begin, duration, stop)
             # The batches under way are waited for, but no longer measured: lanes finish them at different times.
             end, cpu = time.perf_counter(), time.process_time() - cpu
         except threading.BrokenBarrierError:
@@ -76,43 +101,68 @@ def measure_engine(classifier: Classifier, duration: float) -> Measurement:
         finally:
             stop.set()
             warm.abort()
-        found = [run.result() for run in runs]
-    return _engine_measurement(found, classifier.batch_size, begin, end, cpu)
+        for loop in loops:
+            loop.result()
+    return _engine_measurement(found, classifier.batch_size, (begin, end), cpu, stopped=stopped)
+
+
+def _wait_until_stable(
+    found: Sequence[Sequence[Span]], size: int, begin: float, duration: float, stop: threading.Event
+) -> bool:
+    """Wait while lanes run; return whether a person ended it. A lane that fails sets ``stop``."""
+    try:
+        for _ in range(LONGEST):
+            if stop.wait(duration):
+                break
+            spans = [(start - begin, end - begin) for lane in found for start, end in tuple(lane)]
+            if spans and throughput_of(spans, [size] * len(spans), time.perf_counter() - begin).stable:
+                break
+    except KeyboardInterrupt:
+        if not any(found):
+            raise
+        return True
+    return False
 
 
 def _loop(
-    lane: Lane, pixels: np.ndarray, warm_up: float, warm: threading.Barrier, stop: threading.Event
-) -> list[tuple[float, float]]:
-    """Run a lane until it is told to stop; return when each batch began and ended, after the warm-up."""
-    started, spans = time.perf_counter(), list[tuple[float, float]]()
+    lane: Lane,
+    pixels: NDArray[np.float32],
+    warm_up: float,
+    signals: tuple[threading.Barrier, threading.Event],
+    spans: list[Span],
+) -> None:
+    """Run a lane until it is told to stop, and note when each batch began and ended after the warm-up."""
+    warm, stop = signals
+    started = time.perf_counter()
     try:
         for number in itertools.count():
             if number >= _WARM_UP_BATCHES and time.perf_counter() - started >= warm_up:
                 break
             lane.infer(pixels)
         warm.wait()
+        while not stop.is_set():
+            begin = time.perf_counter()
+            lane.infer(pixels)
+            spans.append((begin, time.perf_counter()))
     except threading.BrokenBarrierError:
-        return []  # another lane has failed
+        return  # another lane has failed
     except BaseException:
         warm.abort()
+        stop.set()
         raise
-    while not stop.is_set():
-        begin = time.perf_counter()
-        lane.infer(pixels)
-        spans.append((begin, time.perf_counter()))
-    return spans
 
 
 def _engine_measurement(
-    found: Sequence[Sequence[tuple[float, float]]], size: int, begin: float, end: float, cpu: float
+    found: Sequence[Sequence[Span]], size: int, ends: tuple[float, float], cpu: float, *, stopped: bool
 ) -> Measurement:
+    begin, end = ends
     spans = [(start - begin, finish - begin) for lane in found for start, finish in lane]
     intervals = [
         Interval(f"lane {number}", batch, "infer", start - begin, finish - begin)
         for number, lane in enumerate(found)
         for batch, (start, finish) in enumerate(lane)
     ]
-    return Measurement(spans, [size] * len(spans), end - begin, cpu, intervals)
+    return Measurement(spans, [size] * len(spans), begin, end - begin, cpu, intervals, stopped=stopped)
 
 
 def measure_pipeline(classifier: Classifier, paths: Sequence[str], duration: float) -> Measurement:
@@ -121,38 +171,53 @@ def measure_pipeline(classifier: Classifier, paths: Sequence[str], duration: flo
     Args:
         classifier: The loaded engine.
         paths: The images.
-        duration: Seconds to measure, after a warm-up.
+        duration: Seconds to measure, after a warm-up; up to ``LONGEST`` times as many until the figure is stable.
 
     Raises:
         EnvironmentFault: The runtime failed.
+        KeyboardInterrupt: Before a batch was measured; later it only ends the measurement.
     """
-    least = classifier.batch_size * len(classifier.runtimes[0].lanes) * _WARM_UP_BATCHES
-    with tempfile.TemporaryDirectory() as directory:
-        rows = Path(directory, "rows.jsonl")
-        warm_up = _repeated(paths, least)
-        seconds = _classify(classifier, warm_up, rows, None)[0]
-        rate = len(warm_up) / seconds
+    least = classifier.batch_size * sum(len(runtime.lanes) for runtime in classifier.runtimes) * _WARM_UP_BATCHES
+    failed = 0
+
+    def count(rows: Sequence[Row]) -> None:
+        nonlocal failed
+        failed += count_failed(rows)
+
+    stopped = False
+    with tempfile.TemporaryDirectory() as directory, open_sink(Path(directory, "rows.jsonl"), classifier.k) as sink:
+        classify(itertools.islice(itertools.cycle(paths), least), classifier, sink, lambda _rows: None)
         timeline = Timeline(capacity=1_000_000)
         cpu = time.process_time()
-        seconds, failed = _classify(classifier, _repeated(paths, max(least, int(rate * duration))), rows, timeline)
+        try:
+            classify(_until_stable(paths, least, duration, timeline), classifier, sink, count, timeline)
+        except KeyboardInterrupt:
+            stopped = True
         cpu = time.process_time() - cpu
     intervals = timeline.intervals
     spans, images = _batches(intervals)
-    return Measurement(spans, images, seconds, cpu, intervals, failed)
+    if stopped and not spans:
+        raise KeyboardInterrupt
+    began = timeline.origin + intervals[0].start
+    seconds = max(end for _start, end in spans)
+    return Measurement(spans, images, began, seconds, cpu, intervals, failed, stopped=stopped)
 
 
-def _repeated(paths: Sequence[str], count: int) -> list[str]:
-    return list(itertools.islice(itertools.cycle(paths), count))
+def _until_stable(paths: Sequence[str], least: int, duration: float, timeline: Timeline) -> Iterator[str]:
+    """Give images, over and over, until what the timeline has of them is a stable figure."""
+    begin, checks = time.perf_counter(), 0
+    for number, path in enumerate(itertools.cycle(paths)):
+        seconds = time.perf_counter() - begin
+        if number >= least and seconds >= duration * (checks + 1):
+            checks += 1
+            spans, images = _batches(timeline.intervals)
+            if checks == LONGEST or (spans and throughput_of(spans, images, seconds).stable):
+                return
+        yield path
 
 
-def _classify(classifier: Classifier, paths: Sequence[str], rows: Path, timeline: Timeline | None) -> tuple[float, int]:
-    with open_sink(rows, classifier.k) as sink:
-        summary = classify(paths, classifier, sink, lambda _rows: None, timeline)
-    return summary.seconds, summary.failed
-
-
-def _batches(intervals: Sequence[Interval]) -> tuple[list[tuple[float, float]], list[int]]:
-    """Return when each batch began to be read and was written, and how many images it had."""
+def _batches(intervals: Sequence[Interval]) -> tuple[list[Span], list[int]]:
+    """Return when each batch began to be read and was written, since the first began, and how many images it had."""
     begins, ends, images = dict[int, float](), dict[int, float](), dict[int, int]()
     for interval in intervals:
         if interval.stage == "read":
@@ -160,5 +225,7 @@ def _batches(intervals: Sequence[Interval]) -> tuple[list[tuple[float, float]], 
             images[interval.batch] = images.get(interval.batch, 0) + 1
         elif interval.stage == "write":
             ends[interval.batch] = interval.end
+    origin = min(begins.values(), default=0.0)
     complete = sorted(begins.keys() & ends.keys())
-    return [(begins[batch], ends[batch]) for batch in complete], [images[batch] for batch in complete]
+    spans = [(begins[batch] - origin, ends[batch] - origin) for batch in complete]
+    return spans, [images[batch] for batch in complete]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trt_vit.profile.layers import group_layers
 from trt_vit.reports import render
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _BATCHES = 6
 _BINS = 40
+_LAYERS = 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def profile_report(profile: Profile, environment: Mapping[str, Any], changes: Se
         waterfall=waterfall(profile.intervals),
         colours={stage: f"hsl({360 * number // max(1, len(stages))} 60% 50%)" for number, stage in enumerate(stages)},
         histogram=histogram(profile.spans),
+        groups=group_layers(profile.layers),
+        slow_layers=sorted(profile.layers, key=lambda layer: -layer.seconds)[:_LAYERS],
     )
 
 

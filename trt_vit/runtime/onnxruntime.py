@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ import numpy as np
 from trt_vit.errors import ArtifactError, EnvironmentFault, TrtVitError
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.padding import FixedBatch
-from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, GpuLane, RuntimeOptions
+from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, GpuLane, LayerTime, RuntimeOptions
+from trt_vit.runtime.repeat import repeat_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -26,6 +28,9 @@ ENGINE = "engine.onnx"
 CUDA = "CUDAExecutionProvider"
 
 _OPTIMIZED = "optimized.onnx"
+_KERNEL_TIME = "_kernel_time"
+_NUMBERS = {"int8": "int8", "uint8": "int8", "bfloat16": "bf16", "float16": "fp16", "float": "fp32"}
+"""Number formats in its profile and in our words, the narrowest first."""
 _REORDER_NODES = ("ReorderInput", "ReorderOutput")
 _INT8_NODES = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul")
 _ATTENTION_NODES = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention")
@@ -41,19 +46,24 @@ class OnnxRuntimeRuntime:
             EnvironmentFault: ONNX Runtime is missing.
             ArtifactError: The engine was changed, or ONNX Runtime cannot read it.
         """
-        threads = options.threads or usable_cores()
+        self._threads = options.threads or usable_cores()
         lanes = options.lanes or 1
         self.batch_size = options.batch_size
         self.inference_precision: Precision = engine.precision
         self._engine = engine.read(ENGINE)
-        session = open_session(self._engine, threads=max(1, threads // lanes))
+        self._input_name = engine.model.input_name
+        session = open_session(self._engine, threads=max(1, self._threads // lanes))
         fixed = fixed_batch(session, engine)
-        self.lanes = [OnnxRuntimeLane(session, engine.model.input_name, fixed) for _ in range(lanes)]
+        self.lanes = [OnnxRuntimeLane(session, self._input_name, fixed) for _ in range(lanes)]
         self.gpu_lanes: list[GpuLane] = []
 
     def statistics(self) -> EngineStatistics:
         """Count the nodes of the graph as ONNX Runtime has optimised it."""
         return optimized_statistics(self._engine)
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        """Run a batch in a session of its own; see ``Runtime.layer_times``."""
+        return node_times(self._engine, self._input_name, pixels, seconds, threads=self._threads)
 
 
 class OnnxRuntimeLane:
@@ -109,11 +119,59 @@ def optimized_statistics(engine: bytes) -> EngineStatistics:
     )
 
 
+def node_times(
+    engine: bytes,
+    input_name: str,
+    pixels: NDArray[np.float32],
+    seconds: float,
+    *,
+    threads: int = 1,
+    gpu: Mapping[str, str] | None = None,
+) -> list[LayerTime]:
+    """Run a model with ONNX Runtime's profiler and return the mean time of each node, in the order they are run.
+
+    Args:
+        engine: The model.
+        input_name: Its input.
+        pixels: A batch that it takes.
+        seconds: For how long, after a warm-up.
+        threads: Threads that a run may use.
+        gpu: Further options of the CUDA provider.
+
+    Raises:
+        EnvironmentFault: ONNX Runtime is missing, or a run fails.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        session = open_session(engine, threads=threads, profile=Path(directory, "times"), gpu=gpu)
+        fixed = session.get_inputs()[0].shape[0]
+        lane = OnnxRuntimeLane(session, input_name, fixed if isinstance(fixed, int) else None)
+        for _ in repeat_for(seconds, lambda: lane.infer(pixels)):
+            pass
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return times_of_events(events)
+
+
+def times_of_events(events: Iterable[Mapping[str, Any]]) -> list[LayerTime]:
+    """Return the mean time of each node from ONNX Runtime's profile, the first run of each left out as warm-up."""
+    runs: dict[str, list[float]] = {}
+    kinds, precisions = dict[str, str](), dict[str, str]()
+    for event in events:
+        name = event["name"].removesuffix(_KERNEL_TIME)
+        if event.get("cat") == "Node" and name != event["name"]:
+            runs.setdefault(name, []).append(event["dur"] / 1e6)
+            kinds[name] = event["args"]["op_name"]
+            read = {number for tensor in event["args"]["input_type_shape"] for number in tensor}
+            precisions[name] = next((ours for theirs, ours in _NUMBERS.items() if theirs in read), "none")
+    means = {name: sum(times[1:] or times) / len(times[1:] or times) for name, times in runs.items()}
+    return [LayerTime(name, kinds[name], precisions[name], mean) for name, mean in means.items()]
+
+
 def open_session(
     engine: bytes | Path,
     *,
     threads: int,
     optimized: Path | None = None,
+    profile: Path | None = None,
     fuse_qdq: bool = True,
     gpu: Mapping[str, str] | None = None,
 ) -> Any:
@@ -123,6 +181,7 @@ def open_session(
         engine: The model.
         threads: Threads that one run may use.
         optimized: Where ONNX Runtime leaves the graph that it made of the model, if anywhere.
+        profile: Beginning of the file that it leaves the times of all nodes in, if they are to be measured.
         fuse_qdq: Whether products between Q/DQ nodes run in INT8. On a CPU with AVX2 and no VNNI these saturate at 16
             bits; without them every node computes what it stands for.
         gpu: Further options of the CUDA provider.
@@ -139,6 +198,9 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     source = engine if isinstance(engine, bytes) else str(engine)
     hint = "build the bundle again with this version of ONNX Runtime"
     with failures_as(ArtifactError, "ONNX Runtime cannot load the model", hint):

@@ -15,6 +15,7 @@ from trt_vit.runtime.onnxruntime import (
     failures_as,
     fixed_batch,
     import_onnxruntime,
+    node_times,
     open_session,
     optimized_statistics,
 )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from trt_vit.cuda.device import Device
     from trt_vit.engine.manifest import Precision
-    from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
+    from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, LayerTime, RuntimeOptions
 
 _HINT = "try a smaller --batch-size or fewer --lanes"
 _LACKS_MEMORY = ("allocate memory", "out of memory")
@@ -48,6 +49,8 @@ class OnnxRuntimeCudaRuntime:
         self.batch_size = options.batch_size
         self.inference_precision: Precision = engine.precision
         self._engine = engine.read(ENGINE)
+        self._input_name = engine.model.input_name
+        self._device = options.gpu
         device = open_device(options.gpu)
         with device.current():
             lanes = range(options.lanes or LANES)
@@ -57,6 +60,10 @@ class OnnxRuntimeCudaRuntime:
     def statistics(self) -> EngineStatistics:
         """Count the nodes of the graph as ONNX Runtime has optimised it."""
         return optimized_statistics(self._engine)
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        """Run a batch in a session of its own, which copies it there and back; see ``Runtime.layer_times``."""
+        return node_times(self._engine, self._input_name, pixels, seconds, gpu={"device_id": str(self._device)})
 
 
 class OnnxRuntimeCudaLane:
@@ -78,7 +85,7 @@ class OnnxRuntimeCudaLane:
         self.smallest = fixed or 1
         self._largest = max(batch_size, self.smallest)
         self._model = engine.model
-        self._shape = (3, engine.model.height, engine.model.width)
+        self._shape = engine.model.image_shape
         self.images = device.allocate(4 * self._largest * math.prod(self._shape))
         self.logits = device.allocate(4 * self._largest * engine.model.classes)
         self._binding = self._session.io_binding()

@@ -10,9 +10,12 @@ import numpy as np
 from trt_vit.errors import ArtifactError, EnvironmentFault
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.padding import FixedBatch
-from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, GpuLane, RuntimeOptions
+from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, GpuLane, LayerTime, RuntimeOptions
+from trt_vit.runtime.repeat import repeat_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from trt_vit.engine.manifest import Precision
@@ -46,26 +49,14 @@ class OpenVinoRuntime:
             EnvironmentFault: OpenVINO is missing.
             ArtifactError: A file of the bundle was changed, or OpenVINO cannot read it.
         """
-        openvino = import_openvino()
         self.batch_size = options.batch_size
+        self._engine = engine
         self._precision = engine.precision
-        core = openvino.Core()
-        weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
-        self._weights_bytes = weights.byte_size
-        settings: dict[str, str | int] = {
-            "INFERENCE_PRECISION_HINT": HINTS[engine.precision],
-            "INFERENCE_NUM_THREADS": options.threads or usable_cores(),
-            "PERFORMANCE_HINT": "THROUGHPUT",
-        }
+        self._threads = options.threads or usable_cores()
+        settings: dict[str, str | int] = {"PERFORMANCE_HINT": "THROUGHPUT"}
         if options.lanes is not None:
             settings["NUM_STREAMS"] = options.lanes
-        try:
-            model = core.read_model(engine.read(ENGINE_GRAPH), weights)
-            model.reshape({0: [options.batch_size, 3, engine.model.height, engine.model.width]})
-            self._compiled = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            message = f"OpenVINO cannot load {engine.path}: {failure_reason(error)}"
-            raise ArtifactError(message, hint="build the bundle again with this version of OpenVINO") from error
+        self._compiled = self._compile(settings)
         requests = options.lanes or self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.lanes = [OpenVinoLane(self._compiled, options.batch_size) for _ in range(requests)]
         self.gpu_lanes: list[GpuLane] = []
@@ -77,6 +68,39 @@ class OpenVinoRuntime:
             return "int8"
         hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return "bf16" if hint == "bf16" else "fp32"
+
+    def _compile(self, settings: Mapping[str, str | int | bool]) -> Any:
+        openvino = import_openvino()
+        engine = self._engine
+        core = openvino.Core()
+        weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
+        self._weights_bytes = weights.byte_size
+        fixed = {"INFERENCE_PRECISION_HINT": HINTS[engine.precision], "INFERENCE_NUM_THREADS": self._threads}
+        try:
+            model = core.read_model(engine.read(ENGINE_GRAPH), weights)
+            model.reshape({0: [self.batch_size, *engine.model.image_shape]})
+            return core.compile_model(model, "CPU", {**fixed, **settings})
+        except RuntimeError as error:
+            message = f"OpenVINO cannot load {engine.path}: {failure_reason(error)}"
+            raise ArtifactError(message, hint="build the bundle again with this version of OpenVINO") from error
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        """Run a batch in one request on all threads; see ``Runtime.layer_times``."""
+        compiled = self._compile({"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True})
+        facts = [(op.get_friendly_name(), op.get_rt_info()) for op in compiled.get_runtime_model().get_ops()]
+        numbers = {name: _text(fact, "runtimePrecision") for name, fact in facts}
+        lane = OpenVinoLane(compiled, self.batch_size)
+        totals, order = dict[str, float](), dict[str, str]()
+        batches = 0
+        for _ in repeat_for(seconds, lambda: lane.infer(pixels)):
+            batches += 1
+            for layer in lane.layers():
+                totals[layer.node_name] = totals.get(layer.node_name, 0.0) + layer.real_time.total_seconds()
+                order[layer.node_name] = layer.node_type
+        return [
+            LayerTime(name, kind, _PRECISIONS.get(numbers.get(name, ""), "none"), totals[name] / batches)
+            for name, kind in order.items()
+        ]
 
     def statistics(self) -> EngineStatistics:
         """Count the layers of the graph that OpenVINO executes, from its own report."""
@@ -116,6 +140,11 @@ class OpenVinoLane:
             message = f"OpenVINO failed on a batch of {count}: {failure_reason(error)}"
             raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
         return np.array(self._request.get_output_tensor(0).data[:count])
+
+    def layers(self) -> list[Any]:
+        """Return what OpenVINO's counters say of the layers that the last batch went through."""
+        executed = self._request.get_profiling_info()
+        return [layer for layer in executed if layer.status == layer.Status.EXECUTED]
 
 
 def _is_int8_product(facts: Any) -> bool:

@@ -108,6 +108,23 @@ class Runtime(Protocol):
         """Tell what the library made of the engine."""
         ...
 
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        """Run a batch over and over, alone, and return what the library's own profiler says of each layer.
+
+        Measuring each layer slows a batch down: their sum is more than a batch takes otherwise.
+
+        Args:
+            pixels: As for ``Lane.infer``.
+            seconds: For how long, after a warm-up; one batch at least.
+
+        Returns:
+            The layers that were executed, in their order.
+
+        Raises:
+            EnvironmentFault: The library or device failed.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class EngineStatistics:
@@ -130,6 +147,23 @@ class EngineStatistics:
     precisions: Mapping[str, int]
     reformats: int
     int8_nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long one layer of an engine takes.
+
+    Attributes:
+        name: The library's name for it.
+        kind: The library's word for what it is.
+        precision: Number format that it computes in: the narrowest of what it reads, or ``none``.
+        seconds: Mean over the batches that were run.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    seconds: float
 
 
 @dataclass(frozen=True)

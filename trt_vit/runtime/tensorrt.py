@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING
 from trt_vit.cuda.device import open_device
 from trt_vit.engine.layers import first_profile, layers_from_inspector, summarize
 from trt_vit.errors import ArtifactError, EnvironmentFault, UsageError
+from trt_vit.runtime.protocol import LayerTime
+from trt_vit.runtime.repeat import repeat_for
 from trt_vit.runtime.tensorrt_cache import cache_path
 from trt_vit.runtime.tensorrt_family import create_log, last_error, load_family
-from trt_vit.runtime.tensorrt_lane import Binding, Contexts, RtxContexts, TensorRtContexts, TensorRtLane
+from trt_vit.runtime.tensorrt_lane import (
+    Binding,
+    Contexts,
+    ProfiledContexts,
+    RtxContexts,
+    TensorRtContexts,
+    TensorRtLane,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorrt as trt
+    from numpy.typing import NDArray
 
+    from trt_vit.engine.layers import EngineLayer
     from trt_vit.engine.manifest import Precision
     from trt_vit.runtime.protocol import EngineFiles, EngineStatistics, RuntimeOptions
     from trt_vit.runtime.tensorrt_family import Family, FamilyName, Log
@@ -49,9 +61,9 @@ class TensorRtRuntime:
             self._engine = _deserialize(self._family, self._log, engine, plan)
             _check_tensors(self._family, self._engine, engine)
             profiles = self._engine.num_optimization_profiles
-            binding = _binding(engine, options)
+            self._binding = _binding(engine, options)
             self.lanes = [
-                TensorRtLane(self._device, self._family, self._log, contexts, binding, profile=lane % profiles)
+                TensorRtLane(self._device, self._family, self._log, contexts, self._binding, profile=lane % profiles)
                 for lane, contexts in enumerate(self._contexts(plan, options.lanes or profiles))
             ]
         self.gpu_lanes = self.lanes
@@ -61,6 +73,17 @@ class TensorRtRuntime:
         layers = layers_from_inspector(self.layer_information())
         one_batch = first_profile(layers, self._engine.num_optimization_profiles)
         return summarize(one_batch, self._engine.get_engine_stat())
+
+    def layer_times(self, pixels: NDArray[np.float32], seconds: float) -> list[LayerTime]:
+        """Run a batch in a lane of its own, with TensorRT's profiler; see ``Runtime.layer_times``."""
+        with self._device.current():
+            contexts = ProfiledContexts(self._family, self._engine)
+            lane = TensorRtLane(self._device, self._family, self._log, contexts, self._binding, profile=0)
+        batches = 0
+        for _ in repeat_for(seconds, lambda: lane.infer(pixels), warmed=contexts.forget):
+            batches += 1
+        layers = {layer.name: layer for layer in layers_from_inspector(self.layer_information())}
+        return [_layer_time(name, layers.get(name), total / batches) for name, total in contexts.totals().items()]
 
     def layer_information(self) -> str:
         """Return TensorRT's own list of the engine's layers, as its inspector's JSON."""
@@ -79,6 +102,12 @@ class TensorRtRuntime:
             path = cache_path(self._family, plan, self._device)
             return [RtxContexts(self._family, self._engine, path)] * lanes
         return [TensorRtContexts(self._family, self._engine, self._device) for _ in range(lanes)]
+
+
+def _layer_time(name: str, layer: EngineLayer | None, seconds: float) -> LayerTime:
+    """Join what the profiler and the inspector say of a layer: one may know it under a name that the other has not."""
+    kind, precision = ("unknown", "none") if layer is None else (layer.kind, layer.precision)
+    return LayerTime(name, kind, precision, seconds)
 
 
 def _deserialize(family: Family, log: Log, engine: EngineFiles, plan: bytes) -> trt.ICudaEngine:
@@ -134,7 +163,7 @@ def _binding(engine: EngineFiles, options: RuntimeOptions) -> Binding:
     return Binding(
         input_name=model.input_name,
         output_name=model.output_name,
-        image_shape=(3, model.height, model.width),
+        image_shape=model.image_shape,
         classes=model.classes,
         smallest=batch.min,
         largest=max(options.batch_size, batch.min),

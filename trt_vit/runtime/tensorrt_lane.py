@@ -139,6 +139,53 @@ class RtxContexts:
         return self._kernels.compiling(count)
 
 
+class ProfiledContexts:
+    """Contexts that note how long each layer takes: a batch at a time, as the profiler makes enqueueing wait.
+
+    Args:
+        family: TensorRT or TensorRT for RTX.
+        engine: The engine.
+    """
+
+    captures = False
+
+    def __init__(self, family: Family, engine: trt.ICudaEngine) -> None:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = family.bindings
+        self._engine = engine
+        self._milliseconds = milliseconds = dict[str, float]()
+
+        class _Profiler(trt.IProfiler):  # type: ignore[misc]  # Any where the bindings are not installed
+            def __init__(self) -> None:
+                super().__init__()
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                milliseconds[layer_name] = milliseconds.get(layer_name, 0.0) + ms
+
+        self._profiler: trt.IProfiler = _Profiler()
+
+    def create(self) -> trt.IExecutionContext | None:
+        """See ``Contexts.create``."""
+        context = self._engine.create_execution_context()
+        if context is not None:
+            context.profiler = self._profiler
+        return context
+
+    def compiling(self, count: int) -> AbstractContextManager[None]:  # noqa: ARG002 - a warm-up comes first
+        """See ``Contexts.compiling``."""
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Forget what was noted so far."""
+        self._milliseconds.clear()
+
+    def totals(self) -> dict[str, float]:
+        """Return the seconds that each layer has taken in all, by its name, in the order they were run."""
+        return {name: value / 1000 for name, value in self._milliseconds.items()}
+
+
 @dataclass
 class _Batch:
     """A context, the batch size it is set to, how often it has run, and the graph of a run."""
