@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from trt_vit.runtime.repeat import repeat_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
     from numpy.typing import NDArray
 
@@ -119,6 +120,14 @@ class OpenVinoRuntime:
         )
 
 
+class _CountedLayer(Protocol):
+    """What OpenVINO's counters say of a layer."""
+
+    node_name: str
+    node_type: str
+    real_time: timedelta
+
+
 class OpenVinoLane:
     """One inference request. The input array is read in place, not copied."""
 
@@ -141,7 +150,7 @@ class OpenVinoLane:
             raise EnvironmentFault(message, hint="try a smaller --batch-size or fewer --lanes") from error
         return np.array(self._request.get_output_tensor(0).data[:count])
 
-    def layers(self) -> list[Any]:
+    def layers(self) -> list[_CountedLayer]:
         """Return what OpenVINO's counters say of the layers that the last batch went through."""
         executed = self._request.get_profiling_info()
         return [layer for layer in executed if layer.status == layer.Status.EXECUTED]

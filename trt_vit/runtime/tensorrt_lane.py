@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, SupportsFloat, cast
 
 from trt_vit.errors import EnvironmentFault, OutOfDeviceMemory
 from trt_vit.runtime.roundtrip import Roundtrip
@@ -161,8 +161,8 @@ class ProfiledContexts:
             def __init__(self) -> None:
                 super().__init__()
 
-            def report_layer_time(self, layer_name: str, ms: float) -> None:
-                milliseconds[layer_name] = milliseconds.get(layer_name, 0.0) + ms
+            def report_layer_time(self, layer_name: str, ms: SupportsFloat) -> None:
+                milliseconds[layer_name] = milliseconds.get(layer_name, 0.0) + float(ms)
 
         self._profiler: trt.IProfiler = _Profiler()
 
