@@ -51,6 +51,7 @@ from trt_vit.pipeline.stages import load_image
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, HINTS, supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.sources.item import FileItem, file_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -197,7 +198,7 @@ def preprocess(classifier: Classifier, paths: Sequence[str]) -> NDArray[np.float
     """Return the images as the engine takes them."""
     tensors = np.empty((len(paths), *classifier.image_shape), dtype=np.float32)
     for path, out in zip(paths, tensors, strict=True):
-        error = load_image(path, classifier.preprocessor, out).error
+        error = load_image(FileItem(path), classifier.preprocessor, out).error
         assert error is None, f"{path}: {error}"
     return tensors
 
@@ -207,7 +208,7 @@ def pipeline_contender(classifier: Classifier, paths: Sequence[str], work: Path)
 
     def run(count: int) -> float:
         with open_sink(work / "out.jsonl", classifier.k) as sink:
-            return classify(paths[:count], classifier, sink, lambda _rows: None).seconds
+            return classify(file_items(paths[:count]), classifier, sink, lambda _rows: None).seconds
 
     return run
 

@@ -56,6 +56,7 @@ from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +157,7 @@ def pipeline_contender(classifier: Classifier, work: Path) -> Callable[[Sequence
 
     def run(paths: Sequence[str]) -> float:
         with open_sink(work / "rows.jsonl", classifier.k) as sink:
-            summary = classify(paths, classifier, sink, lambda _rows: None)
+            summary = classify(file_items(paths), classifier, sink, lambda _rows: None)
         assert summary.failed == 0, f"{summary.failed} of {summary.images} images failed"
         return summary.images_per_second
 
@@ -295,7 +296,7 @@ def measure_overlap(classifier: Classifier, paths: Sequence[str], work: Path) ->
     """Print how much the stages of a run lie side by side."""
     timeline = Timeline()
     with open_sink(work / "rows.jsonl", classifier.k) as sink:
-        classify(paths, classifier, sink, lambda _rows: None, timeline)
+        classify(file_items(paths), classifier, sink, lambda _rows: None, timeline)
     found = overlap(timeline.intervals)
     busy = ", ".join(f"{stage} {share:.0%}" for stage, share in found.busy.items())
     print(f"\n{classifier.decode}: busy {busy}; several at once {found.several:.0%}, hidden {found.hidden:.0%}")
@@ -330,7 +331,10 @@ def measure_kernels(classifier: Classifier, files: Sequence[str]) -> dict[str, f
         pipeline = PipelineLane(lane, shape)
         arena, stream = pipeline.arenas[0], lane.stream
         loader = Loader(classifier.preprocessor, threads, lane.device.index, "exact")
-        images = [load.result() for load in loader.start(list(itertools.islice(itertools.cycle(files), count)), arena)]
+        images = [
+            load.result()
+            for load in loader.start(list(file_items(itertools.islice(itertools.cycle(files), count))), arena)
+        ]
         describe([image.placed for image in images], arena.sources[:count])
         arena.copy_to_device(stream)
         preprocess = seconds_of(lane.device, stream, lambda: pipeline.preprocess(arena, 0, count))

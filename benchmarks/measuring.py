@@ -43,6 +43,7 @@ from trt_vit.profile.machine import environment
 from trt_vit.profile.sweep import Sweep, profile_bundle
 from trt_vit.runtime.openvino import ENGINE_GRAPH, HINTS
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,7 +107,7 @@ def classify_contender(bundle: Bundle, paths: Sequence[str], work: Path, *, note
         options = RuntimeOptions(batch_size=bundle.manifest.batch.opt)
         classifier = load_classifier(bundle, options, k=5)
         with open_sink(work / "rows.jsonl", 5) as sink:
-            classify(paths, classifier, sink, lambda _rows: None, Timeline() if noted else None)
+            classify(file_items(paths), classifier, sink, lambda _rows: None, Timeline() if noted else None)
         return len(paths) / (time.perf_counter() - started)
 
     return run

@@ -30,6 +30,7 @@ from pydantic import (
 from trt_vit.engine.manifest import BatchProfile, Precision, RangeMethod, RuntimeName
 from trt_vit.errors import UsageError
 from trt_vit.images.preprocessing import Decode
+from trt_vit.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ _PREFIX = "TRT_VIT_"
 _CONFIG_VARIABLE = "TRT_VIT_CONFIG"
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _CAPABILITY = re.compile(r"\d+\.\d")
+_PART = re.compile(r"(\d{1,6})/(\d{1,6})")
 _ARGUMENTS = {"source": "SOURCE", "inputs": "INPUT"}
 _NOT_VARIABLES = frozenset({*_ARGUMENTS, "output"})
 """What one command works on is no setting of the machine: it comes from the command line or a recipe."""
@@ -59,6 +61,17 @@ def _parse_capability(value: object) -> object:
     if value is not None and not _CAPABILITY.fullmatch(str(value)):
         raise ValueError("a compute capability is MAJOR.MINOR, as 8.9")
     return None if value is None else str(value)
+
+
+def _parse_part(value: object) -> object:
+    """Read a part of a run, ``I/N``."""
+    found = _PART.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    number, count = int(found[1]), int(found[2])
+    if not 1 <= number <= count:
+        raise ValueError(f"a part is I/N with I from 1 to N, got {value}")
+    return Part(number, count)
 
 
 class Settings(BaseModel):
@@ -154,6 +167,10 @@ class ClassifySettings(Settings):
             the GPU, to pixels close to those.
         gpus: GPUs to use at most; all that are like the first where it is not given.
         max_failures: Failed images above which the command ends with exit code 3; any number is fine where not given.
+        resume: Whether to go on with what an earlier run of the same has done.
+        shard: Which part of the run to do where several processes share it, I/N with I from 1 to N; all of it where
+            not given.
+        shard_size: Images that are written and committed together.
     """
 
     section = "classify"
@@ -168,6 +185,9 @@ class ClassifySettings(Settings):
     decode: Decode = "exact"
     gpus: PositiveInt | None = None
     max_failures: NonNegativeInt | None = None
+    resume: bool = True
+    shard: Annotated[Part | None, BeforeValidator(_parse_part)] = None
+    shard_size: PositiveInt = 1024
 
 
 _SECTIONS: tuple[type[Settings], ...] = (BuildSettings, ClassifySettings)

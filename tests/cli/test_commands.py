@@ -48,7 +48,9 @@ def test_classify_json(
     arguments = ["classify", str(openvino_bundle.path), str(images), "-o", str(output), "--top-k", "3", "--json"]
     assert run(arguments) == 0
     document = json.loads(capsys.readouterr().out)
-    assert list(document) == ["images", "ok", "failed", "seconds", "images_per_second", "output", "stages"]
+    contract = ["images", "ok", "failed", "seconds", "images_per_second", "output", "stages"]
+    assert list(document) == [*contract, "resumed", "complete"]
+    assert (document["resumed"], document["complete"]) == (0, True)
     assert (document["images"], document["ok"], document["failed"], document["output"]) == (11, 11, 0, str(output))
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row["path"] for row in rows] == sorted(str(path) for path in images.rglob("*.*"))

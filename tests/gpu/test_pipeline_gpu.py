@@ -22,6 +22,7 @@ from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.runtime.onnxruntime import CUDA, providers
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +87,7 @@ def classifier(model: Any, decode: Decode, batch: int = 32, lanes: int = 2) -> C
 
 def run(made: Classifier, paths: Sequence[str], timeline: Timeline | None = None) -> list[Row]:
     sink = ListSink()
-    classify(paths, made, sink, lambda _rows: None, timeline)
+    classify(file_items(paths), made, sink, lambda _rows: None, timeline)
     return sink.rows
 
 

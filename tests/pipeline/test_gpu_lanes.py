@@ -27,6 +27,8 @@ from trt_vit.pipeline.lanes import NOT_FINITE
 from trt_vit.pipeline.run import Summary, classify
 from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.pipeline.topk import top_k
+from trt_vit.sources import item as item_module
+from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,7 +122,7 @@ class Bench:
 
     def run(self, paths: Sequence[str], timeline: Timeline | None = None) -> tuple[list[Row], Summary]:
         sink = ListSink()
-        summary = classify(paths, self.classifier, sink, lambda _rows: None, timeline)
+        summary = classify(file_items(paths), self.classifier, sink, lambda _rows: None, timeline)
         return sink.rows, summary
 
     def races(self) -> list[str]:
@@ -277,7 +279,7 @@ class TestMemory:
             return original(path)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loading, "read_image", counting)
+            patch.setattr(item_module, "read_image", counting)
             run = threading.Thread(target=made.run, args=(pictures[30:],))
             run.start()
             deadline = time.monotonic() + 10
@@ -299,7 +301,7 @@ class TestFaults:
     ) -> None:
         made, sink = bench(batch_size=4, lane_count=lanes, fails_at=fails_at), ListSink()
         with pytest.raises(EnvironmentFault, match=r"batch \d \(.* and 3 more\): CUDA failed: unspecified") as caught:
-            classify(pictures, made.classifier, sink, lambda _rows: None)
+            classify(file_items(pictures), made.classifier, sink, lambda _rows: None)
         assert caught.value.exit_code == 4
         wanted = expected(pictures, SQUASH, 3)
         check(sink.rows, wanted[: len(sink.rows)])  # what was written before is right, and has no hole
@@ -315,7 +317,7 @@ class TestFaults:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            classify(pictures, made.classifier, sink, interrupt)
+            classify(file_items(pictures), made.classifier, sink, interrupt)
         assert len(seen) > 2
         assert len(sink.rows) == sum(seen) < 43
         check(sink.rows, expected(pictures, SQUASH, 3)[: len(sink.rows)])

@@ -19,6 +19,7 @@ from trt_vit.pipeline.lanes import NOT_FINITE
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.timeline import Timeline
 from trt_vit.runtime.protocol import EngineStatistics, LayerTime
+from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -126,7 +127,9 @@ def greys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 def test_every_input_gets_its_row_in_order(greys: list[str], batch_size: int, lanes: int) -> None:
     sink, seen = ListSink(), []
-    summary = classify(greys, classifier(FakeRuntime(batch_size, lanes)), sink, lambda rows: seen.append(len(rows)))
+    summary = classify(
+        file_items(greys), classifier(FakeRuntime(batch_size, lanes)), sink, lambda rows: seen.append(len(rows))
+    )
     assert [row.path for row in sink.rows] == greys
     assert [row.topk[0].label if row.topk else row.error for row in sink.rows[18:23]] == [
         "grey 90",
@@ -144,14 +147,14 @@ def test_every_input_gets_its_row_in_order(greys: list[str], batch_size: int, la
 
 def test_lanes_run_at_the_same_time_and_no_more_than_there_are(greys: list[str]) -> None:
     runtime = FakeRuntime(batch_size=1, lane_count=2)
-    classify(greys, classifier(runtime), ListSink(), lambda _rows: None)
+    classify(file_items(greys), classifier(runtime), ListSink(), lambda _rows: None)
     assert runtime.most_running == 2
 
 
 def test_a_batch_of_broken_images_is_not_inferred(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"missing{number}.jpg") for number in range(9)]
     runtime, sink = FakeRuntime(), ListSink()
-    summary = classify(paths, classifier(runtime), sink, lambda _rows: None)
+    summary = classify(file_items(paths), classifier(runtime), sink, lambda _rows: None)
     assert (runtime.calls, summary.failed) == (0, 9)
     assert {row.error for row in sink.rows} == {"cannot read the file: No such file or directory"}
 
@@ -163,7 +166,7 @@ def test_no_inputs_no_rows() -> None:
 
 def test_logits_that_are_not_finite_are_errors_of_their_rows(greys: list[str]) -> None:
     sink = ListSink()
-    summary = classify(greys[:6], classifier(FakeRuntime(nan_for=10), k=3), sink, lambda _rows: None)
+    summary = classify(file_items(greys[:6]), classifier(FakeRuntime(nan_for=10), k=3), sink, lambda _rows: None)
     assert [row.error for row in sink.rows] == [None, None, NOT_FINITE, None, None, None]
     assert [len(row.topk) for row in sink.rows] == [3, 3, 0, 3, 3, 3]
     assert summary.failed == 1
@@ -171,7 +174,7 @@ def test_logits_that_are_not_finite_are_errors_of_their_rows(greys: list[str]) -
 
 def test_a_lane_that_fails_stops_the_run_without_a_hang(greys: list[str]) -> None:
     with pytest.raises(EnvironmentFault, match="the device is gone"):
-        classify(greys, classifier(FakeRuntime(batch_size=2, fail_at=5)), ListSink(), lambda _rows: None)
+        classify(file_items(greys), classifier(FakeRuntime(batch_size=2, fail_at=5)), ListSink(), lambda _rows: None)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("decode", "lane"))]
 
 
@@ -184,13 +187,13 @@ def test_an_interrupt_drains_the_run(greys: list[str]) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        classify(greys, classifier(FakeRuntime(batch_size=2)), sink, interrupt)
+        classify(file_items(greys), classifier(FakeRuntime(batch_size=2)), sink, interrupt)
     assert 2 < len(seen) <= 2 + 5  # the batches that had been started, and no other
     assert [row.path for row in sink.rows] == greys[: sum(seen)]
 
 
 def test_every_stage_is_timed(greys: list[str]) -> None:
-    summary = classify(greys, classifier(FakeRuntime()), ListSink(), lambda _rows: None)
+    summary = classify(file_items(greys), classifier(FakeRuntime()), ListSink(), lambda _rows: None)
     assert list(summary.stages) == ["read", "decode", "preprocess", "infer", "top_k", "write"]
     assert all(seconds > 0 for seconds in summary.stages.values())
     assert summary.stages["infer"] >= 0.002 * 12
@@ -198,7 +201,9 @@ def test_every_stage_is_timed(greys: list[str]) -> None:
 
 def test_the_timeline_has_every_stage_of_every_batch(greys: list[str]) -> None:
     timeline = Timeline()
-    summary = classify(greys, classifier(FakeRuntime(batch_size=4)), ListSink(), lambda _rows: None, timeline)
+    summary = classify(
+        file_items(greys), classifier(FakeRuntime(batch_size=4)), ListSink(), lambda _rows: None, timeline
+    )
     intervals = timeline.intervals
     for stage, seconds in summary.stages.items():
         own = [interval for interval in intervals if interval.stage == stage]
@@ -233,7 +238,7 @@ def test_memory_is_bounded_by_the_slots(greys: list[str]) -> None:
     runtime.lanes = [SlowLane()]  # type: ignore[list-item]
     preprocessing = Preprocessing(resize=Squash(size=(8, 8)), rescale=None)
     counting = Classifier(Counting(preprocessing, (8, 8)), (runtime,), (3, 8, 8), LABELS, 1, decode_threads=3)
-    run = threading.Thread(target=classify, args=(greys[21:], counting, ListSink(), lambda _rows: None))
+    run = threading.Thread(target=classify, args=(file_items(greys[21:]), counting, ListSink(), lambda _rows: None))
     run.start()
     assert started.wait(10)
     time.sleep(0.2)

@@ -28,6 +28,7 @@ from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.run import classify
 from trt_vit.runtime.protocol import EngineStatistics
 from trt_vit.runtime.roundtrip import Roundtrip
+from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,7 @@ def main(kernels: Path, pictures: Path) -> None:
             preprocessor = Preprocessor(CROP, (SIZE, SIZE))
             classifier = Classifier(preprocessor, (runtime,), (3, SIZE, SIZE), LABELS, 3, 3)
             sink = ListSink()
-            summary = classify(paths, classifier, sink, lambda _rows: None)
+            summary = classify(file_items(paths), classifier, sink, lambda _rows: None)
             check(sink.rows, expected(paths, CROP, 3))
             pixels = np.random.default_rng(0).normal(size=(3, 3, SIZE, SIZE)).astype(np.float32)
             assert np.array_equal(runtime.lanes[0].infer(pixels), engine(pixels))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from trt_vit import __version__
+from trt_vit import __version__, interrupts
 from trt_vit.cli.build_engine import build_engine
 from trt_vit.cli.classify import classify
 from trt_vit.cli.compare import compare
@@ -18,6 +17,7 @@ from trt_vit.cli.export import export
 from trt_vit.cli.inspect import inspect
 from trt_vit.cli.profile import profile
 from trt_vit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TrtVitError
+from trt_vit.interrupts import Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,14 +54,6 @@ def _root(
     pass
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, on its way up: not an Exception, so that only ``main`` ends it."""
-
-
-def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
-    raise _TerminatedError
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Errors meant for a person become one line on standard error."""
     if not arguments:
@@ -80,16 +72,16 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {error or type(error).__name__} (see to the file or device it names)", file=sys.stderr)
         return EXIT_FAILED
     if code == EXIT_INTERRUPTED:
-        print("error: interrupted (run the command again)", file=sys.stderr)
+        print("error: interrupted (run the command again to go on)", file=sys.stderr)
     return code or EXIT_OK
 
 
 def main() -> NoReturn:
     """Run the command that the process was started with."""
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    interrupts.install()
     try:
         code = run(sys.argv[1:])
-    except _TerminatedError:
-        print("error: terminated (run the command again)", file=sys.stderr)
+    except Terminated:
+        print("error: terminated (run the command again to go on)", file=sys.stderr)
         code = EXIT_TERMINATED
     sys.exit(code)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trt_vit.cli.options import Bundle, Config, Json
+
+if TYPE_CHECKING:
+    from trt_vit.config import ClassifySettings
+    from trt_vit.pipeline.classify import Outcome
 
 
 def classify(
@@ -39,6 +43,14 @@ def classify(
         int | None,
         typer.Option("--max-failures", help="Failed images above which the exit code is 3.", show_default="any number"),
     ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Go on with what an earlier run has done.", show_default="resume"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Do one part of N; the last to end writes the output."),
+    ] = None,
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", metavar="FILE", help="A pipeline recipe (.yaml) with any of these.")
     ] = None,
@@ -62,26 +74,46 @@ def classify(
         "lanes": lanes,
         "decode": decode,
         "max_failures": max_failures,
+        "resume": resume,
+        "shard": shard,
     }
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)
-    summary = classify_inputs(bundle, settings, note)
+    outcome = classify_inputs(bundle, settings, note)
     if json:
-        print_document(
-            {
-                "images": summary.images,
-                "ok": summary.images - summary.failed,
-                "failed": summary.failed,
-                "seconds": round(summary.seconds, 3),
-                "images_per_second": round(summary.images_per_second, 2),
-                "output": str(settings.output),
-                "stages": {stage: round(seconds, 3) for stage, seconds in summary.stages.items()},
-            },
-            as_json=True,
-        )
-    rate = f"{summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s"
-    note(f"wrote {settings.output}: {summary.images} images, {summary.failed} failed, {rate}")
-    if summary.failed == summary.images:
-        note(f"warning: no image could be classified; the reasons are in {settings.output}")
-    if settings.max_failures is not None and summary.failed > settings.max_failures:
-        note(f"error: {summary.failed} images failed, more than --max-failures {settings.max_failures}")
+        print_document(_document(outcome, settings.output), as_json=True)
+    _tell(outcome, settings)
+    if settings.max_failures is not None and outcome.failed > settings.max_failures:
+        note(f"error: {outcome.failed} images failed, more than --max-failures {settings.max_failures}")
         raise typer.Exit(EXIT_FELL_SHORT)
+
+
+def _document(outcome: Outcome, output: Path) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    summary = outcome.summary
+    return {
+        "images": outcome.images,
+        "ok": outcome.images - outcome.failed,
+        "failed": outcome.failed,
+        "seconds": round(summary.seconds, 3),
+        "images_per_second": round(summary.images_per_second, 2),
+        "output": str(output),
+        "stages": {stage: round(seconds, 3) for stage, seconds in summary.stages.items()},
+        "resumed": outcome.resumed,
+        "complete": outcome.left == 0,
+    }
+
+
+def _tell(outcome: Outcome, settings: ClassifySettings) -> None:
+    """Say what was done."""
+    from trt_vit.cli.console import note
+
+    counts = f"{outcome.images} images, {outcome.failed} failed"
+    if outcome.left:
+        note(f"part {settings.shard} is done: {counts}; the other parts have {outcome.left} shards left")
+    elif outcome.images == outcome.resumed:
+        note(f"{settings.output} was written before: {counts}")
+    else:
+        rate = f"{outcome.summary.seconds:.1f} s, {outcome.summary.images_per_second:.1f} images/s"
+        note(f"wrote {settings.output}: {counts}, {rate}")
+    if outcome.images and outcome.failed == outcome.images:
+        note(f"warning: no image could be classified; the reasons are in {settings.output}")

@@ -56,7 +56,9 @@ def _read_matlab(file: Path) -> dict[int, str]:
     try:
         from scipy.io import loadmat  # noqa: PLC0415 - only this table needs it
     except ImportError as error:
-        raise InputError(f"reading {file} needs scipy", hint=f"pip install 'trt-vit[devkit]', or bring {_TEXT_TABLE}") from error
+        raise InputError(
+            f"reading {file} needs scipy", hint=f"pip install 'trt-vit[devkit]', or bring {_TEXT_TABLE}"
+        ) from error
     try:
         rows: Any = loadmat(file, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}

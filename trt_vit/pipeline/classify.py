@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import OutOfDeviceMemory, UsageError
 from trt_vit.images.preprocess import Preprocessor
-from trt_vit.images.source import list_images
+from trt_vit.parts import Part
+from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
+from trt_vit.pipeline.feed import Feed, open_shard_sink
+from trt_vit.pipeline.journal import Journal, open_journal
+from trt_vit.pipeline.plan import Plan
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
-from trt_vit.pipeline.sinks import open_sink
+from trt_vit.pipeline.sinks import refuse_unknown_format
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
+from trt_vit.sources.open import open_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,13 +30,33 @@ if TYPE_CHECKING:
     from trt_vit.config import ClassifySettings
     from trt_vit.images.preprocessing import Decode
     from trt_vit.runtime.protocol import Runtime
+    from trt_vit.sources.shard import Shard
 
 
-def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callable[[str], None]) -> Summary:
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has done, together with what was done before it.
+
+    Attributes:
+        summary: What this process did.
+        images: Rows of the output, or of this part of the run where other parts are not done.
+        failed: How many of them are errors.
+        resumed: How many of them an earlier run had written.
+        left: Shards that other parts of the run have still to do; 0 when the output is there.
+    """
+
+    summary: Summary
+    images: int
+    failed: int
+    resumed: int
+    left: int
+
+
+def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callable[[str], None]) -> Outcome:
     """Classify what ``settings`` name with the engine at ``bundle_path``.
 
-    Everything that can be wrong with the arguments is found before the engine is loaded, and the output is opened
-    before the first image is decoded.
+    Everything that can be wrong with the arguments is found before the engine is loaded, and the journal is opened
+    before the first image is decoded. What an earlier run of the same has done is not done again.
 
     Args:
         bundle_path: A bundle.
@@ -43,22 +67,50 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
         TrtVitError: Whatever is wrong with the bundle, the inputs, the output or the runtime.
     """
     bundle = Bundle.open(bundle_path)
-    options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
-    paths = list_images(settings.inputs)
-    _refuse_overwriting(settings.output, paths)
+    refuse_unknown_format(settings.output)
+    _batch_size(bundle, settings.batch_size)
+    shards = open_shards(settings.inputs, settings.shard_size)
+    _refuse_overwriting(settings.output, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
-    with open_sink(settings.output, k) as sink:
-        classifier = load_classifier(
-            bundle,
-            options,
-            k=k,
-            decode_threads=settings.decode_threads,
-            decode=settings.decode,
-            gpus=settings.gpus,
-        )
-        _note_surprises(bundle, classifier, options, note)
-        with report_progress(len(paths)) as on_rows:
-            summary = classify(paths, classifier, sink, on_rows)
+    plan = Plan.of(shards, bundle, {"top_k": k, "decode": settings.decode, "format": settings.output.suffix.lower()})
+    with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
+        if journal.finished is not None:
+            images, failed = journal.finished.images, journal.finished.failed
+            return Outcome(Summary(0, 0, 0.0, {}), images, failed, resumed=images, left=0)
+        resumed = sum(commit.images for commit in journal.done)
+        if resumed:
+            note(f"resuming: {resumed} images are done already")
+        summary = Summary(0, 0, 0.0, {})
+        if journal.pending:
+            summary = _classify_pending(bundle, settings, shards, journal, note)
+        journal.finish(assemble)
+        if journal.finished is not None:
+            return Outcome(summary, journal.finished.images, journal.finished.failed, resumed, left=0)
+        images, failed = sum(commit.images for commit in journal.done), sum(commit.failed for commit in journal.done)
+        return Outcome(summary, images, failed, resumed, left=len(plan.shards) - len(journal.commits))
+
+
+def _classify_pending(
+    bundle: Bundle, settings: ClassifySettings, shards: Sequence[Shard], journal: Journal, note: Callable[[str], None]
+) -> Summary:
+    """Do what is left of this part of a run."""
+    options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
+    k = journal.plan.settings["top_k"]
+    classifier = load_classifier(
+        bundle,
+        options,
+        k=k,
+        decode_threads=settings.decode_threads,
+        decode=settings.decode,
+        gpus=settings.gpus,
+    )
+    _note_surprises(bundle, classifier, options, note)
+    pending = journal.pending
+    counts = [shards[number].images for number in pending]
+    total = None if None in counts else sum(count or 0 for count in counts)
+    feed = Feed(shards, pending)
+    with report_progress(total) as on_rows, open_shard_sink(journal, feed, k) as sink:
+        summary = classify(feed.items(), classifier, sink, on_rows)
     if settings.decode == "fast" and classifier.on_gpu:
         decoded = f"{summary.gpu_decoded} on the GPU, {summary.images - summary.gpu_decoded} on the CPU or not at all"
         note(f"decoded: {decoded}")
@@ -140,10 +192,9 @@ def _batch_size(bundle: Bundle, asked: int | None) -> int:
     return asked
 
 
-def _refuse_overwriting(output: Path, paths: Sequence[str]) -> None:
+def _refuse_overwriting(output: Path, shards: Sequence[Shard]) -> None:
     """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix."""
-    suspects = (path for path in paths if path.endswith(output.suffix))
-    if output.exists() and any(os.path.exists(path) and output.samefile(path) for path in suspects):  # noqa: PTH110
+    if output.exists() and any(shard.holds(output) for shard in shards):
         raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 
 

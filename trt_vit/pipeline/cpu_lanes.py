@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trt_vit.pipeline.classifier import Classifier
     from trt_vit.pipeline.timeline import Timeline
     from trt_vit.runtime.protocol import Lane
+    from trt_vit.sources.item import Item
 
 
 @contextmanager
@@ -73,17 +74,17 @@ class CpuLanes:
         """See ``Lanes.stages``."""
         return CPU_STAGES
 
-    def start(self, number: int, paths: Sequence[str]) -> Future[BatchResult]:
+    def start(self, number: int, items: Sequence[Item]) -> Future[BatchResult]:
         """See ``Lanes.start``. The batch's slot is free because batches are written in order."""
         slot = self.slots[number % len(self.slots)]
         loads = [
-            self.decoders.submit(load_image, path, self.classifier.preprocessor, out)
-            for path, out in zip(paths, slot, strict=False)
+            self.decoders.submit(load_image, item, self.classifier.preprocessor, out)
+            for item, out in zip(items, slot, strict=False)
         ]
-        return self.lane_threads.submit(self._run_batch, number, paths, slot, loads)
+        return self.lane_threads.submit(self._run_batch, number, items, slot, loads)
 
     def _run_batch(
-        self, number: int, paths: Sequence[str], slot: NDArray[np.float32], loads: Sequence[Future[LoadedImage]]
+        self, number: int, items: Sequence[Item], slot: NDArray[np.float32], loads: Sequence[Future[LoadedImage]]
     ) -> BatchResult:
         """Wait until the batch's images are in its slot, then infer and make rows of the logits."""
         seconds = StageSeconds(CPU_STAGES)
@@ -95,14 +96,14 @@ class CpuLanes:
             if self.timeline is not None:
                 self.timeline.add_spans(number, image.seconds)
         if None not in errors:
-            return BatchResult(failed_rows(paths, errors), seconds)
+            return BatchResult(failed_rows(items, errors), seconds)
         with seconds.timing("infer"):
-            logits = self._infer(slot[: len(paths)])
+            logits = self._infer(slot[: len(items)])
         with seconds.timing("top_k"):
             finite = np.all(np.isfinite(logits), axis=1)
             best = top_k(np.where(finite[:, np.newaxis], logits, 0), self.classifier.k)
             picked = (best.indices, best.probabilities)
-            rows = make_rows(paths, errors, finite, picked, self.classifier.labels)
+            rows = make_rows(items, errors, finite, picked, self.classifier.labels)
         if self.timeline is not None:
             self.timeline.add_spans(number, seconds)
         return BatchResult(rows, seconds)

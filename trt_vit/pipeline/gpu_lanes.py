@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trt_vit.pipeline.classifier import Classifier
     from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.timeline import Timeline
+    from trt_vit.sources.item import Item
 
 STAGES = ("read", "decode", "stage", *GPU_STAGES, "write")
 """``decode`` is on the CPU; ``stage`` is the copy of pixels to where the GPU copies them from."""
@@ -82,7 +83,7 @@ class GpuLanes:
                 self._free.put((lane, arena))
         self.depth = self._free.qsize() + len(lanes)
 
-    def start(self, number: int, paths: Sequence[str]) -> Future[BatchResult]:
+    def start(self, number: int, items: Sequence[Item]) -> Future[BatchResult]:
         """See ``Lanes.start``."""
         lane, arena = self._free.get()
 
@@ -90,13 +91,13 @@ class GpuLanes:
             arena.clear()
             self._free.put((lane, arena))
 
-        return lane.start(_Batch(number, paths, arena), release)
+        return lane.start(_Batch(number, items, arena), release)
 
 
 @dataclass(frozen=True)
 class _Batch:
     number: int
-    paths: Sequence[str]
+    items: Sequence[Item]
     arena: Arena
 
 
@@ -126,7 +127,7 @@ class _GpuLane:
 
     def start(self, batch: _Batch, release: Callable[[], None]) -> Future[BatchResult]:
         """Start a batch in a slot, which is released when its images have been read."""
-        loads = self._loader.start(batch.paths, batch.arena)
+        loads = self._loader.start(batch.items, batch.arena)
         enqueued = self._enqueuer.submit(self._enqueue, batch, loads)
         return self._follower.submit(self._follow, batch, enqueued, release)
 
@@ -191,7 +192,7 @@ class _GpuLane:
         """Wait for a batch's top-k, and make rows of it."""
         errors = [image.error for image in images]
         if not any(image.placed for image in images):
-            return failed_rows(batch.paths, errors)
+            return failed_rows(batch.items, errors)
         with _naming(batch), self.pipeline.device.current():
             flight.done.synchronize()
             times = flight.times(self.pipeline.origin)
@@ -203,8 +204,8 @@ class _GpuLane:
             self._timeline.add(
                 Interval(track, batch.number, name, begin + ahead, end + ahead) for name, (begin, end) in times.items()
             )
-        finite, indices, probabilities = topk.read(flight.answer[: len(batch.paths)])
-        return make_rows(batch.paths, errors, finite, (indices, probabilities), self._classifier.labels)
+        finite, indices, probabilities = topk.read(flight.answer[: len(batch.items)])
+        return make_rows(batch.items, errors, finite, (indices, probabilities), self._classifier.labels)
 
 
 @contextmanager
@@ -213,5 +214,5 @@ def _naming(batch: _Batch) -> Iterator[None]:
     try:
         yield
     except EnvironmentFault as error:
-        message = f"batch {batch.number} ({batch.paths[0]} and {len(batch.paths) - 1} more): {error.message}"
+        message = f"batch {batch.number} ({batch.items[0].name} and {len(batch.items) - 1} more): {error.message}"
         raise type(error)(message, hint=error.hint) from error

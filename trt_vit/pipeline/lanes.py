@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.pipeline.stages import StageSeconds
+    from trt_vit.sources.item import Item
 
 NOT_FINITE = "the engine's logits are not finite"
 
@@ -47,7 +48,7 @@ class Lanes(Protocol):
         """What a batch goes through."""
         ...
 
-    def start(self, number: int, paths: Sequence[str]) -> Future[BatchResult]:
+    def start(self, number: int, items: Sequence[Item]) -> Future[BatchResult]:
         """Start batch ``number``, as soon as there is a place for it.
 
         The result raises ``EnvironmentFault`` where the runtime or the device fails.
@@ -56,7 +57,7 @@ class Lanes(Protocol):
 
 
 def make_rows(
-    paths: Sequence[str],
+    items: Sequence[Item],
     errors: Sequence[str | None],
     finite: NDArray[np.bool_],
     best: tuple[NDArray[np.int64], NDArray[np.float32]],
@@ -65,7 +66,7 @@ def make_rows(
     """Make a batch's rows of its top-k.
 
     Args:
-        paths: The images.
+        items: The images.
         errors: Why an image has none, or None.
         finite: Whether its logits are finite, [images].
         best: Class indices, [images, k], the most probable first, and their probabilities, [images, k].
@@ -73,17 +74,17 @@ def make_rows(
     """
     rows = []
     indices, probabilities = best
-    for number, (path, error) in enumerate(zip(paths, errors, strict=True)):
+    for number, (item, error) in enumerate(zip(items, errors, strict=True)):
         if error is None and not finite[number]:
             error = NOT_FINITE  # noqa: PLW2901 - the row's error from here on
         if error is not None:
-            rows.append(Row(path, error, ()))
+            rows.append(Row(item.name, error, ()))
             continue
         picked = zip(indices[number].tolist(), probabilities[number].tolist(), strict=True)
-        rows.append(Row(path, None, tuple(Prediction(index, labels[index], value) for index, value in picked)))
+        rows.append(Row(item.name, None, tuple(Prediction(index, labels[index], value) for index, value in picked)))
     return rows
 
 
-def failed_rows(paths: Sequence[str], errors: Sequence[str | None]) -> list[Row]:
+def failed_rows(items: Sequence[Item], errors: Sequence[str | None]) -> list[Row]:
     """Make the rows of a batch in which no image could be used."""
-    return [Row(path, error, ()) for path, error in zip(paths, errors, strict=True)]
+    return [Row(item.name, error, ()) for item, error in zip(items, errors, strict=True)]

@@ -1,4 +1,4 @@
-"""From paths to images that a GPU lane can be given: read, decoded here or on the GPU, and placed in its memory."""
+"""From items to images that a GPU lane can be given: read, decoded here or on the GPU, and placed in its memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trt_vit.cuda.decode import gpu_can_decode, open_decoder
 from trt_vit.cuda.nvtx import stage
 from trt_vit.cuda.preprocess import ImagePlan, PlacedImage, plan_image, plan_resized
 from trt_vit.errors import ImageError
-from trt_vit.images.decode import decode, read_image
+from trt_vit.images.decode import decode
 from trt_vit.pipeline.stages import StageSeconds, image_errors
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trt_vit.cuda.lane import Flight
     from trt_vit.images.preprocess import Preprocessor
     from trt_vit.images.preprocessing import Decode
+    from trt_vit.sources.item import Item
 
 STAGES = ("read", "decode", "stage")
 
@@ -70,9 +71,9 @@ class Loader:
         self._threads = threads
         self._decoder = open_decoder(gpu) if contract == "fast" else None
 
-    def start(self, paths: Sequence[str], arena: Arena) -> list[Future[Loaded]]:
+    def start(self, items: Sequence[Item], arena: Arena) -> list[Future[Loaded]]:
         """Start loading a batch into an arena."""
-        return [self._threads.submit(self._load, path, arena) for path in paths]
+        return [self._threads.submit(self._load, item, arena) for item in items]
 
     def finish(self, loads: Sequence[Future[Loaded]], arena: Arena, flight: Flight, stream: Stream) -> list[Loaded]:
         """Wait for a batch, and have decoded on the GPU what it is to decode.
@@ -104,10 +105,10 @@ class Loader:
             load.result()
         return images
 
-    def _load(self, path: str, arena: Arena) -> Loaded:
+    def _load(self, item: Item, arena: Arena) -> Loaded:
         image = Loaded(StageSeconds(STAGES))
         with image_errors(image), image.seconds.timing("read"):
-            image.data = read_image(path)
+            image.data = item.read()
         if image.error is None and (self._decoder is None or not gpu_can_decode(image.data or b"")):
             self._decode(image, arena)
         return image

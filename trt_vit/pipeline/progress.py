@@ -21,11 +21,11 @@ INTERVAL = 10.0
 
 
 @contextmanager
-def report_progress(total: int) -> Iterator[OnRows]:
+def report_progress(total: int | None) -> Iterator[OnRows]:
     """Give a function to call with each batch of rows, which keeps a person informed until the block ends.
 
     Args:
-        total: Rows that will come.
+        total: Rows that will come, or None where that is not known.
     """
     if sys.stderr.isatty():
         with _bar(total) as on_rows:
@@ -35,7 +35,7 @@ def report_progress(total: int) -> Iterator[OnRows]:
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[OnRows]:
+def _bar(total: int | None) -> Iterator[OnRows]:
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
@@ -65,7 +65,7 @@ def _bar(total: int) -> Iterator[OnRows]:
 class LineReporter:
     """Writes a line every ``INTERVAL`` seconds: how many, how fast, how long it will take, how many failed."""
 
-    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, total: int | None, stream: TextIO, clock: Callable[[], float] = time.perf_counter) -> None:
         self._total = total
         self._stream = stream
         self._clock = clock
@@ -81,7 +81,11 @@ class LineReporter:
         if now - self._last >= INTERVAL:
             self._last = now
             rate = self._done / (now - self._started)
-            left = (self._total - self._done) / rate
-            line = f"{self._done}/{self._total} images, {rate:.1f} images/s, {left:.0f} s left, {self._failed} failed"
+            line = f"{self._done} images, {rate:.1f} images/s, {self._failed} failed"
+            if self._total is not None:
+                left = (self._total - self._done) / rate
+                line = (
+                    f"{self._done}/{self._total} images, {rate:.1f} images/s, {left:.0f} s left, {self._failed} failed"
+                )
             self._stream.write(line + "\n")
             self._stream.flush()

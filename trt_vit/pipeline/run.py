@@ -1,4 +1,4 @@
-"""The hot loop: paths go in, result rows come out in the same order.
+"""The hot loop: images go in, result rows come out in the same order.
 
 Batches are started as fast as the lanes have places for them, and the caller's thread writes the rows of the oldest one
 meanwhile. How many are under way bounds the memory, never the number of images.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from trt_vit.interrupts import Terminated
 from trt_vit.pipeline.cpu_lanes import open_cpu_lanes
 from trt_vit.pipeline.rows import count_failed
 from trt_vit.pipeline.stages import StageSeconds
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.sinks import Sink
     from trt_vit.pipeline.timeline import Timeline
+    from trt_vit.sources.item import Item
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ class Summary:
 
 
 def classify(
-    paths: Iterable[str],
+    items: Iterable[Item],
     classifier: Classifier,
     sink: Sink,
     on_rows: Callable[[Sequence[Row]], None],
@@ -67,7 +69,7 @@ def classify(
     raised. A second one is raised at once.
 
     Args:
-        paths: The images.
+        items: The images.
         classifier: What to do to them.
         sink: Where the rows go.
         on_rows: Called with the rows of each batch after they are written.
@@ -82,11 +84,11 @@ def classify(
         under_way: deque[Future[BatchResult]] = deque()
         started = time.perf_counter()
         try:
-            for number, batch in enumerate(batched(paths, classifier.batch_size)):
+            for number, batch in enumerate(batched(items, classifier.batch_size)):
                 if len(under_way) == lanes.depth:
                     tally.write_oldest(under_way)
                 under_way.append(lanes.start(number, batch))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             tally.write_all(under_way)
             raise
         tally.write_all(under_way)

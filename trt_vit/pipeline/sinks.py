@@ -81,6 +81,15 @@ class _NamingSink:
         self._sink.discard()
 
 
+def refuse_unknown_format(output: Path) -> None:
+    """Refuse an output whose suffix names no format.
+
+    Raises:
+        UsageError: It does not.
+    """
+    _sink_class(output)
+
+
 def _sink_class(output: Path) -> Callable[[IO[bytes], int], Sink]:
     try:
         return _SINKS[output.suffix.lower()]
@@ -160,6 +169,7 @@ class ParquetSink:
     """A Parquet file with the flat columns, zstd-compressed, in row groups of bounded size."""
 
     ROW_GROUP = 65_536
+    COMPRESSION = "zstd"
 
     def __init__(self, stream: IO[bytes], k: int) -> None:
         import pyarrow as pa  # noqa: PLC0415 - only this format needs it
@@ -169,7 +179,7 @@ class ParquetSink:
         fields = [pa.field(name, types.get(name.rpartition("_")[2], pa.string())) for name in column_names(k)]
         self._schema = pa.schema(fields)
         self._table = pa.Table
-        self._writer = pq.ParquetWriter(stream, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(stream, self._schema, compression=self.COMPRESSION)
         self._held: list[Row] = []
 
     def write(self, rows: Iterable[Row]) -> None:

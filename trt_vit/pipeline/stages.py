@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from trt_vit.errors import ImageError
-from trt_vit.images.decode import decode, read_image
+from trt_vit.images.decode import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.images.preprocess import Preprocessor
+    from trt_vit.sources.item import Item
 
 CPU_STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
 
@@ -66,20 +67,20 @@ class LoadedImage:
     error: str | None = None
 
 
-def load_image(path: str, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
+def load_image(item: Item, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
     """Read, decode and preprocess one image into its place in a batch.
 
     This is the per-image boundary: an image that cannot be used is an error of its own row.
 
     Args:
-        path: The image.
+        item: The image.
         preprocessor: The checkpoint's preprocessing.
         out: Where the pixels go, float32 [3, height, width]. Left in an undefined state by an error.
     """
     image = LoadedImage(StageSeconds(CPU_STAGES))
     with image_errors(image):
         with image.seconds.timing("read"):
-            data = read_image(path)
+            data = item.read()
         with image.seconds.timing("decode"):
             pixels = decode(data)
         with image.seconds.timing("preprocess"):

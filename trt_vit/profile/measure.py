@@ -18,6 +18,7 @@ from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
 from trt_vit.pipeline.timeline import Interval, Timeline
 from trt_vit.profile.latency import throughput_of
+from trt_vit.sources.item import FileItem, file_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,7 +187,7 @@ def measure_pipeline(classifier: Classifier, paths: Sequence[str], duration: flo
 
     stopped = False
     with tempfile.TemporaryDirectory() as directory, open_sink(Path(directory, "rows.jsonl"), classifier.k) as sink:
-        classify(itertools.islice(itertools.cycle(paths), least), classifier, sink, lambda _rows: None)
+        classify(file_items(itertools.islice(itertools.cycle(paths), least)), classifier, sink, lambda _rows: None)
         timeline = Timeline(capacity=1_000_000)
         cpu = time.process_time()
         try:
@@ -203,7 +204,7 @@ def measure_pipeline(classifier: Classifier, paths: Sequence[str], duration: flo
     return Measurement(spans, images, began, seconds, cpu, intervals, failed, stopped=stopped)
 
 
-def _until_stable(paths: Sequence[str], least: int, duration: float, timeline: Timeline) -> Iterator[str]:
+def _until_stable(paths: Sequence[str], least: int, duration: float, timeline: Timeline) -> Iterator[FileItem]:
     """Give images, over and over, until what the timeline has of them is a stable figure."""
     begin, checks = time.perf_counter(), 0
     for number, path in enumerate(itertools.cycle(paths)):
@@ -213,7 +214,7 @@ def _until_stable(paths: Sequence[str], least: int, duration: float, timeline: T
             spans, images = _batches(timeline.intervals)
             if checks == LONGEST or (spans and throughput_of(spans, images, seconds).stable):
                 return
-        yield path
+        yield FileItem(path)
 
 
 def _batches(intervals: Sequence[Interval]) -> tuple[list[Span], list[int]]:

@@ -1,0 +1,79 @@
+"""One output of many shards, in their order and in bounded memory."""
+
+from __future__ import annotations
+
+import shutil
+from typing import IO, TYPE_CHECKING
+
+from trt_vit.outputs import naming, open_whole
+from trt_vit.pipeline.journal import Commit, Journal, check_shard
+from trt_vit.pipeline.sinks import ParquetSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def assemble(journal: Journal) -> None:
+    """Write the output from the files of its shards.
+
+    Raises:
+        OutputError: It cannot be written.
+        ArtifactError: A shard's file is not what was written.
+    """
+    join = _JOINS[journal.output.suffix.lower()]
+    with open_whole(journal.output) as stream, naming(journal.output):
+        join(_checked(journal), stream)
+
+
+def _checked(journal: Journal) -> Iterator[Path]:
+    """Give the files of all shards in their order, each when it has been compared with what was written."""
+    for shard in sorted(journal.commits):
+        commit: Commit = journal.commits[shard]
+        check_shard(journal, commit)
+        yield journal.file_of(shard)
+
+
+def _join_lines(files: Iterator[Path], stream: IO[bytes]) -> None:
+    for file in files:
+        with file.open("rb") as source:
+            shutil.copyfileobj(source, stream)
+
+
+def _join_tables(files: Iterator[Path], stream: IO[bytes]) -> None:
+    """The first line names the columns; it is the same everywhere and holds no line break."""
+    for number, file in enumerate(files):
+        with file.open("rb") as source:
+            header = source.readline()
+            if number == 0:
+                stream.write(header)
+            shutil.copyfileobj(source, stream)
+
+
+def _join_parquet(files: Iterator[Path], stream: IO[bytes]) -> None:
+    """Rows are read a shard at a time and written in row groups of the usual size."""
+    import pyarrow as pa  # noqa: PLC0415 - only this format needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    writer, held, rows = None, [], 0
+    try:
+        for file in files:
+            table = pq.read_table(file)
+            writer = writer or pq.ParquetWriter(stream, table.schema, compression=ParquetSink.COMPRESSION)
+            held.append(table)
+            rows += len(table)
+            if rows >= ParquetSink.ROW_GROUP:
+                writer.write_table(pa.concat_tables(held), row_group_size=ParquetSink.ROW_GROUP)
+                held, rows = [], 0
+        if writer is not None and held:
+            writer.write_table(pa.concat_tables(held), row_group_size=ParquetSink.ROW_GROUP)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+_JOINS: dict[str, Callable[[Iterator[Path], IO[bytes]], None]] = {
+    ".jsonl": _join_lines,
+    ".csv": _join_tables,
+    ".parquet": _join_parquet,
+}

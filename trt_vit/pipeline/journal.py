@@ -1,0 +1,300 @@
+"""The journal of a run: which shards are done, so that whatever ends it costs only those under way.
+
+It is a directory beside the output, ``.NAME.journal``:
+
+    plan.json                what the run is to do
+    00000017.jsonl           the rows of a shard that is done, in the output's format
+    commits-1-of-1.jsonl     a line for each of these, with the digest of its file; one file for each part of the run
+    _SUCCESS                 the output is there: how many rows it has, and how large it is
+    *.lock                   who is at work
+
+A shard is written to a temporary file, which takes its name in one step when it is on disk, and then gets its line. A
+shard without a line, or whose file is not as long as its line says, is not done. Doing a shard again gives the same
+file, so two processes that both do one cost time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from trt_vit.errors import ArtifactError, OutputError, UsageError
+from trt_vit.outputs import naming, open_whole
+from trt_vit.pipeline.locks import hold, planning
+from trt_vit.pipeline.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from trt_vit.parts import Part
+
+_PLAN = "plan.json"
+_SUCCESS = "_SUCCESS"
+_PARTIAL = ".*.partial"
+_COMMITS = "commits-{}-of-{}.jsonl"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A shard that is done.
+
+    Attributes:
+        shard: Its number, from 0.
+        images: Rows it has.
+        failed: How many of them are errors.
+        bytes: Size of its file.
+        sha256: Digest of its file.
+    """
+
+    shard: int
+    images: int
+    failed: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An output that is there.
+
+    Attributes:
+        images: Rows it has.
+        failed: How many of them are errors.
+        bytes: Its size.
+    """
+
+    images: int
+    failed: int
+    bytes: int
+
+
+class Journal:
+    """The journal of an output, held by one part of a run; see ``open_journal``.
+
+    Attributes:
+        output: The output.
+        plan: What the run is to do.
+        part: Which part of it this is.
+        commits: The shards that are done, of all parts, by their number.
+        finished: The output, where it is there already.
+    """
+
+    def __init__(self, output: Path, plan: Plan, part: Part) -> None:
+        self.output = output
+        self.plan = plan
+        self.part = part
+        self.commits: dict[int, Commit] = {}
+        self.finished: Finished | None = None
+        self._directory = directory_of(output)
+
+    @property
+    def pending(self) -> list[int]:
+        """The shards that this part has still to do, in order."""
+        return [shard for shard in range(len(self.plan.shards)) if self.part.has(shard) and shard not in self.commits]
+
+    @property
+    def done(self) -> list[Commit]:
+        """The shards of this part that are done."""
+        return [commit for shard, commit in sorted(self.commits.items()) if self.part.has(shard)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all shards of all parts are done, as far as this process knows."""
+        return len(self.commits) == len(self.plan.shards)
+
+    def file_of(self, shard: int) -> Path:
+        """Return where a shard's rows lie, or will."""
+        return self._directory / f"{shard:08}{self.output.suffix.lower()}"
+
+    def commit(self, shard: int, images: int, failed: int) -> None:
+        """Write down that a shard's file is whole.
+
+        Raises:
+            OutputError: The journal cannot be written.
+        """
+        file = self.file_of(shard)
+        with naming(self.output):
+            commit = Commit(shard, images, failed, file.stat().st_size, _sha256(file))
+            commits = self._directory / _COMMITS.format(self.part.number, self.part.count)
+            with commits.open("ab") as stream:
+                # A line that a killed process has left half-written is ended, and then is none.
+                torn = stream.tell() > 0 and _last_byte(commits) != b"\n"
+                stream.write(b"\n" * torn + json.dumps(asdict(commit)).encode() + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        self.commits[shard] = commit
+
+    def finish(self, assemble: Callable[[Journal], None]) -> bool:
+        """Make the output, if all shards are done and no other part has made it; tell whether it is there.
+
+        Args:
+            assemble: Writes the output from the shards' files.
+
+        Raises:
+            OutputError: It cannot be written.
+            ArtifactError: A shard's file is not what was written.
+        """
+        with planning(self._directory):
+            self._read()
+            if self.finished is not None:
+                return True
+            if not self.complete:
+                return False
+            assemble(self)
+            commits = self.commits.values()
+            images, failed = sum(commit.images for commit in commits), sum(commit.failed for commit in commits)
+            self.finished = Finished(images, failed, self.output.stat().st_size)
+            self._write(_SUCCESS, asdict(self.finished))
+            for shard in self.commits:
+                self.file_of(shard).unlink(missing_ok=True)
+            for pattern in (_COMMITS.format("*", "*"), _PARTIAL):
+                for file in self._directory.glob(pattern):
+                    file.unlink(missing_ok=True)
+            return True
+
+    def forget(self, shard: int) -> None:
+        """Take back that a shard is done."""
+        self.file_of(shard).unlink(missing_ok=True)
+
+    def begin(self, note: Callable[[str], None], *, resume: bool) -> None:
+        """Find what is done of the plan; start from nothing where that was asked for or there is nothing.
+
+        Raises:
+            ArtifactError: What is done is of another plan.
+            OutputError: The journal cannot be written.
+        """
+        with planning(self._directory):
+            earlier = self._earlier_plan() if resume else None
+            if earlier is not None and (differences := self.plan.differences(earlier)):
+                if not (self._directory / _SUCCESS).exists():
+                    message = f"{self.output} is unfinished, and of another run: {'; '.join(differences)}"
+                    hint = "put back what it was made of, or start again with --no-resume, or name another file with -o"
+                    raise ArtifactError(message, hint=hint)
+                note(f"note: {self.output} is of another run ({'; '.join(differences)}) and will be replaced")
+                earlier = None
+            if earlier is not None:
+                if self.part.count == 1:  # then nobody else is writing: this is what a killed process has left
+                    for file in self._directory.glob(_PARTIAL):
+                        file.unlink(missing_ok=True)
+                self._read()
+                return
+            self._clear()
+            self._write(_PLAN, self.plan.document())
+
+    def _earlier_plan(self) -> Plan | None:
+        """Return the plan that is there, or None. One that cannot be read is as good as none: nothing was done yet."""
+        try:
+            return Plan.parse(json.loads((self._directory / _PLAN).read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            message = f"cannot read {self._directory / _PLAN}: {error}"
+            raise ArtifactError(message, hint="start again with --no-resume, or name another file with -o") from error
+
+    def _read(self) -> None:
+        """Find which shards are done, and whether the output is there."""
+        self.finished = self._read_success()
+        self.commits = {}
+        for file in self._directory.glob(_COMMITS.format("*", "*")):
+            for commit in map(_parse_commit, file.read_bytes().splitlines()):
+                if commit is not None and self._is_there(commit):
+                    self.commits[commit.shard] = commit
+
+    def _read_success(self) -> Finished | None:
+        try:
+            found = Finished(**json.loads((self._directory / _SUCCESS).read_bytes()))
+            return found if self.output.stat().st_size == found.bytes else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _is_there(self, commit: Commit) -> bool:
+        try:
+            size = self.file_of(commit.shard).stat().st_size
+        except OSError:
+            return False
+        return size == commit.bytes and 0 <= commit.shard < len(self.plan.shards)
+
+    def _clear(self) -> None:
+        """Remove everything but the locks, which are held."""
+        with naming(self.output):
+            for file in self._directory.iterdir():
+                if file.suffix != ".lock":
+                    file.unlink()
+
+    def _write(self, name: str, document: Any) -> None:
+        with open_whole(self._directory / name) as stream:
+            stream.write(json.dumps(document).encode())
+
+
+@contextmanager
+def open_journal(
+    output: Path, plan: Plan, part: Part, note: Callable[[str], None], *, resume: bool
+) -> Iterator[Journal]:
+    """Hold an output, and find what is done of a run.
+
+    Args:
+        output: The output.
+        plan: What the run is to do.
+        part: Which part of it this process does.
+        note: Called with what a person should know.
+        resume: Whether to go on with what is done; otherwise it is removed.
+
+    Raises:
+        ArtifactError: What is done is of another plan.
+        OutputError: Another run is at work on it, or it cannot be written.
+        UsageError: One part of several cannot start all of them again.
+    """
+    directory = directory_of(output)
+    if directory.is_symlink():
+        raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
+    with naming(output):
+        directory.mkdir(parents=True, exist_ok=True)
+    with hold(directory, part, output):
+        if not resume and part.count > 1:
+            hint = f"remove {directory} before the first part"
+            raise UsageError("--no-resume and --shard do not go together", hint=hint)
+        journal = Journal(output, plan, part)
+        journal.begin(note, resume=resume)
+        yield journal
+
+
+def directory_of(output: Path) -> Path:
+    """Return where an output's journal lies."""
+    return output.with_name(f".{output.name}.journal")
+
+
+def check_shard(journal: Journal, commit: Commit) -> None:
+    """Compare a shard's file with what was written.
+
+    Raises:
+        ArtifactError: It is something else; it is removed, so that it is done again.
+    """
+    file = journal.file_of(commit.shard)
+    if _sha256(file) != commit.sha256:
+        journal.forget(commit.shard)
+        raise ArtifactError(f"{file} is not what was written (its sha256 differs)", hint="run the command again")
+
+
+def _parse_commit(line: bytes) -> Commit | None:
+    """Return what a line says, or None where it was not written to its end."""
+    try:
+        row = json.loads(line)
+        return Commit(int(row["shard"]), int(row["images"]), int(row["failed"]), int(row["bytes"]), str(row["sha256"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _last_byte(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read()

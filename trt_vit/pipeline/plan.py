@@ -1,0 +1,108 @@
+"""What a run is to do, written down before it starts, so that a later one can tell whether it goes on with the same."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trt_vit.engine.bundle import Bundle
+    from trt_vit.sources.shard import Shard
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard of a plan.
+
+    Attributes:
+        images: How many images it has, or None where only reading tells.
+        digest: Changes with its images.
+        name: What a person calls it.
+    """
+
+    images: int | None
+    digest: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rows depend on: the images, the bundle, and the settings that change a row.
+
+    Attributes:
+        shards: The images.
+        bundle: A digest of all that is in the bundle.
+        settings: Those settings.
+    """
+
+    shards: Sequence[PlannedShard]
+    bundle: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], bundle: Bundle, settings: Mapping[str, Any]) -> Self:
+        """Write down a run. Every file's size and time are looked up."""
+        planned = [PlannedShard(shard.images, shard.digest(), shard.describe()) for shard in shards]
+        files = sorted((name, file.sha256) for name, file in bundle.manifest.files.items())
+        return cls(planned, hashlib.sha256(repr(files).encode()).hexdigest(), settings)
+
+    @property
+    def images(self) -> int | None:
+        """How many images there are, or None where only reading tells."""
+        counts = [shard.images for shard in self.shards]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def differences(self, earlier: Plan) -> list[str]:
+        """Return in words where it differs from an earlier plan; nothing where both give the same rows."""
+        found = [
+            f"{name} was {earlier.settings.get(name)}, now it is {value}"
+            for name, value in self.settings.items()
+            if earlier.settings.get(name) != value
+        ]
+        if self.bundle != earlier.bundle:
+            found.append("the bundle was another")
+        if self.images != earlier.images:
+            found.append(f"there were {_count(earlier.images)} images, now there are {_count(self.images)}")
+        digests = [shard.digest for shard in self.shards]
+        changed = [
+            number for number, shard in enumerate(earlier.shards) if digests[number : number + 1] != [shard.digest]
+        ]
+        if changed:
+            parts = f"{len(changed)} of {len(earlier.shards)} shards"
+            found.append(
+                f"images in {parts} are others or were written since, first among {earlier.shards[changed[0]].name}"
+            )
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "format": FORMAT,
+            "bundle": self.bundle,
+            "settings": dict(self.settings),
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """Return what ``document`` has made.
+
+        Raises:
+            ValueError: It is not that, or from another version.
+        """
+        try:
+            if document["format"] != FORMAT:
+                raise ValueError("it is of another version of trt_vit")
+            shards = [PlannedShard(row["images"], str(row["digest"]), str(row["name"])) for row in document["shards"]]
+            return cls(shards, str(document["bundle"]), dict(document["settings"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError("it is not a plan") from error
+
+
+def _count(images: int | None) -> str:
+    return "an unknown number of" if images is None else str(images)
