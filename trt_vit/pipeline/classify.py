@@ -83,9 +83,9 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
         summary = Summary(0, 0, 0.0, {})
         if journal.pending:
             summary = _classify_pending(bundle, settings, shards, journal, note)
-        journal.finish(assemble)
-        if journal.finished is not None:
-            return Outcome(summary, journal.finished.images, journal.finished.failed, resumed, left=0)
+        finished = journal.finish(assemble)
+        if finished is not None:
+            return Outcome(summary, finished.images, finished.failed, resumed, left=0)
         images, failed = sum(commit.images for commit in journal.done), sum(commit.failed for commit in journal.done)
         return Outcome(summary, images, failed, resumed, left=len(plan.shards) - len(journal.commits))
 

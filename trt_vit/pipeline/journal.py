@@ -129,8 +129,8 @@ class Journal:
                 os.fsync(stream.fileno())
         self.commits[shard] = commit
 
-    def finish(self, assemble: Callable[[Journal], None]) -> bool:
-        """Make the output, if all shards are done and no other part has made it; tell whether it is there.
+    def finish(self, assemble: Callable[[Journal], None]) -> Finished | None:
+        """Make the output, if all shards are done and no other part has made it; return it, or None if it is not there.
 
         Args:
             assemble: Writes the output from the shards' files.
@@ -141,10 +141,8 @@ class Journal:
         """
         with planning(self._directory):
             self._read()
-            if self.finished is not None:
-                return True
-            if not self.complete:
-                return False
+            if self.finished is not None or not self.complete:
+                return self.finished
             assemble(self)
             commits = self.commits.values()
             images, failed = sum(commit.images for commit in commits), sum(commit.failed for commit in commits)
@@ -155,7 +153,7 @@ class Journal:
             for pattern in (_COMMITS.format("*", "*"), _PARTIAL):
                 for file in self._directory.glob(pattern):
                     file.unlink(missing_ok=True)
-            return True
+            return self.finished
 
     def forget(self, shard: int) -> None:
         """Take back that a shard is done."""
