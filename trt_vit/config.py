@@ -171,10 +171,11 @@ class ClassifySettings(Settings):
         shard: Which part of the run to do where several processes share it, I/N with I from 1 to N; all of it where
             not given.
         shard_size: Images that are written and committed together.
+        metrics: File that tells how the run is doing, as OpenMetrics text; none where not given.
     """
 
     section = "classify"
-    paths = frozenset({"inputs", "output"})
+    paths = frozenset({"inputs", "output", "metrics"})
 
     inputs: Annotated[list[str], Field(min_length=1)]
     output: Path
@@ -188,6 +189,7 @@ class ClassifySettings(Settings):
     resume: bool = True
     shard: Annotated[Part | None, BeforeValidator(_parse_part)] = None
     shard_size: PositiveInt = 1024
+    metrics: Path | None = None
 
 
 _SECTIONS: tuple[type[Settings], ...] = (BuildSettings, ClassifySettings)

@@ -51,6 +51,9 @@ def classify(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Do one part of N; the last to end writes the output."),
     ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option("--metrics", metavar="FILE", help="Tell monitoring how it goes, as OpenMetrics text.")
+    ] = None,
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", metavar="FILE", help="A pipeline recipe (.yaml) with any of these.")
     ] = None,
@@ -76,6 +79,7 @@ def classify(
         "max_failures": max_failures,
         "resume": resume,
         "shard": shard,
+        "metrics": metrics,
     }
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)
     outcome = classify_inputs(bundle, settings, note)

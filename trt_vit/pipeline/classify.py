@@ -14,6 +14,7 @@ from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.feed import Feed, open_shard_sink
 from trt_vit.pipeline.journal import Journal, open_journal
+from trt_vit.pipeline.metrics import MetricsFile
 from trt_vit.pipeline.plan import Plan
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from trt_vit.config import ClassifySettings
     from trt_vit.images.preprocessing import Decode
+    from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
     from trt_vit.sources.shard import Shard
 
@@ -109,12 +111,32 @@ def _classify_pending(
     counts = [shards[number].images for number in pending]
     total = None if None in counts else sum(count or 0 for count in counts)
     feed = Feed(shards, pending)
-    with report_progress(total) as on_rows, open_shard_sink(journal, feed, k) as sink:
+    metrics = _open_metrics(bundle, settings, total, journal)
+    with report_progress(total) as tell, open_shard_sink(journal, feed, k) as sink:
+
+        def on_rows(rows: Sequence[Row]) -> None:
+            tell(rows)
+            if metrics is not None:
+                metrics.add(rows)
+
         summary = classify(feed.items(), classifier, sink, on_rows)
+    if metrics is not None:
+        metrics.finish(summary)
     if settings.decode == "fast" and classifier.on_gpu:
         decoded = f"{summary.gpu_decoded} on the GPU, {summary.images - summary.gpu_decoded} on the CPU or not at all"
         note(f"decoded: {decoded}")
     return summary
+
+
+def _open_metrics(
+    bundle: Bundle, settings: ClassifySettings, planned: int | None, journal: Journal
+) -> MetricsFile | None:
+    if settings.metrics is None:
+        return None
+    manifest = bundle.manifest
+    facts = {"bundle": str(bundle.path), "runtime": manifest.runtime, "precision": manifest.precision}
+    facts |= {"output": str(settings.output), "part": str(journal.part)}
+    return MetricsFile(settings.metrics, facts, planned, sum(commit.images for commit in journal.done))
 
 
 def load_classifier(
