@@ -14,6 +14,7 @@ from trt_vit.cli.compare import compare
 from trt_vit.cli.doctor import doctor
 from trt_vit.cli.evaluate import evaluate
 from trt_vit.cli.export import export
+from trt_vit.cli.export_triton import export_triton
 from trt_vit.cli.inspect import inspect
 from trt_vit.cli.profile import profile
 from trt_vit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TrtVitError
@@ -37,6 +38,7 @@ app.command()(evaluate)
 app.command()(compare)
 app.command()(profile)
 app.command()(inspect)
+app.command("export-triton")(export_triton)
 
 
 def _print_version(wanted: bool) -> None:
