@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# TensorRT's Python bindings without its libraries: what the conformance tests hold the code against.
+# TensorRT's Python bindings without its libraries, and Triton's messages without what speaks with servers: what the
+# conformance and serving tests hold the code against.
 BINDINGS := build/bindings/.installed
 
 # PyCUDA is built from source, against an empty libcuda.so where there is no driver.
@@ -27,6 +28,7 @@ bindings: $(BINDINGS)
 $(BINDINGS): $(STAMP)
 	$(PIP) --no-deps --upgrade --target build/bindings/tensorrt-10 tensorrt-cu12-bindings
 	$(PIP) --no-deps --upgrade --target build/bindings/tensorrt-11 tensorrt-cu13-bindings
+	$(PIP) --no-deps --upgrade --target build/bindings/triton tritonclient
 	touch $@
 
 demo: install
