@@ -19,40 +19,48 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from trt_vit.errors import ImageError
+from trt_vit.images.limits import MAX_BYTES, MAX_PIXELS, NO_FURTHER_LIMITS
+from trt_vit.images.orientation import jpeg_orientation, orientation_of, upright
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
-MAX_PIXELS = 178_956_970
-"""Largest number of pixels that is decoded: Pillow's own limit, above which it calls a file a decompression bomb."""
+    from trt_vit.images.limits import DecodeLimits, ImageFormat
 
-MAX_BYTES = 2**30
-"""Largest file that is read: well above any image of ``MAX_PIXELS`` pixels in a compressed format."""
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "NOT_ENOUGH_MEMORY",
+    "check_file_size",
+    "decode",
+    "jpeg_orientation",
+    "read_image",
+]
 
-_SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    (b"GIF87a", GifImageFile),
-    (b"GIF89a", GifImageFile),
-    (b"BM", BmpImageFile),
-    (b"II*\0", TiffImageFile),
-    (b"MM\0*", TiffImageFile),
-    (b"MM*\0", TiffImageFile),
-    (b"II\0*", TiffImageFile),
-    (b"II+\0", TiffImageFile),
-    (b"MM\0+", TiffImageFile),
-    *((size.to_bytes(4, "little"), DibImageFile) for size in (12, 40, 52, 56, 64, 108, 124)),
+NOT_ENOUGH_MEMORY = "not enough memory for this image"
+"""The whole message of the error of an image for which the system gave no memory."""
+
+_SIGNATURES: tuple[tuple[bytes, ImageFormat, type[ImageFile]], ...] = (
+    (b"\xff\xd8\xff", "jpeg", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", "png", PngImageFile),
+    (b"GIF87a", "gif", GifImageFile),
+    (b"GIF89a", "gif", GifImageFile),
+    (b"BM", "bmp", BmpImageFile),
+    *((mark, "tiff", TiffImageFile) for mark in (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")),
+    *((size.to_bytes(4, "little"), "bmp", DibImageFile) for size in (12, 40, 52, 56, 64, 108, 124)),
 )
+
+_ANY_TILE = 2**20  # pixels of a TIFF's tile, which may be larger than a small image
 
 # What simplejpeg refuses although the picture may be whole, so that Pillow decides: libjpeg's warnings about anything
 # but the picture data, and the layouts simplejpeg does not know (which it also says of a header it cannot read).
@@ -68,19 +76,19 @@ _PILLOW_DECIDES = (
     "Could not determine colorspace",
 )
 
-_MARKER, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
-_SEGMENTS_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xFF)))
+# How libjpeg and Pillow's codecs put it; elsewhere it is a MemoryError.
+_OUT_OF_MEMORY = ("insufficient memory", "out of memory", "memory allocation failure")
 
 # Pillow warns about odd metadata and large images; neither is worth a line per image. The filter is installed once, for
 # the whole process, because warnings.catch_warnings() swaps global state and so is not safe between decoding threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def read_image(path: str) -> bytes:
+def read_image(path: str, limits: DecodeLimits = NO_FURTHER_LIMITS) -> bytes:
     """The bytes of the regular file ``path``, never waiting for a FIFO or a device.
 
     Raises:
-        ImageError: The file is missing, not readable, not a regular file, or larger than ``MAX_BYTES``.
+        ImageError: The file is missing, not readable, not a regular file, or larger than ``limits`` allow.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -92,8 +100,7 @@ def read_image(path: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(f"file has {status.st_size} bytes, more than the limit of {MAX_BYTES}")
+        check_file_size(status.st_size, limits)
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.readall()
     except OSError as error:
@@ -102,7 +109,7 @@ def read_image(path: str) -> bytes:
         os.close(descriptor)
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes, limits: DecodeLimits = NO_FURTHER_LIMITS) -> NDArray[np.uint8]:
     """The pixels of the first image in ``data``, upright and in RGB.
 
     The format is decided by the content: JPEG, PNG, WebP, BMP, DIB, TIFF or GIF.
@@ -111,58 +118,53 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         uint8 [height, width, 3], contiguous, possibly read-only.
 
     Raises:
-        ImageError: ``data`` is not an image, is damaged or incomplete, has samples of 32 bits, or has more than
-            ``MAX_PIXELS`` pixels (found from the header, before memory for the pixels is taken).
+        ImageError: ``data`` is not an image, is damaged or incomplete, has samples of 32 bits, needs more memory than
+            there is, or goes beyond ``limits``: in bytes, by its format, or in pixels (found from the header, before
+            memory for the pixels is taken). The limit in seconds is not kept here.
     """
     if not data:
         raise ImageError("empty file")
-    plugin = _plugin(data)
-    if plugin is None:
-        raise ImageError("not an image: no known signature of JPEG, PNG, WebP, BMP, TIFF or GIF")
+    check_file_size(len(data), limits)
+    image_format, plugin = _format(data)
+    if image_format not in limits.formats:
+        raise ImageError(f"format {image_format} is not allowed")
     try:
-        return _decode_jpeg(data) if plugin is JpegImageFile else _decode_with_pillow(data, plugin)
+        match image_format:
+            case "jpeg":
+                return _decode_jpeg(data, limits)
+            case "webp":
+                return _decode_webp(data, limits)
+        return _decode_with_pillow(data, plugin, limits)
     except ImageError:
         raise
     except Exception as error:  # the per-image boundary: a damaged file makes Pillow raise nearly anything
         raise ImageError(_describe(plugin, error)) from error
 
 
-def _plugin(data: bytes) -> type[ImageFile] | None:
-    """The Pillow class for the format whose signature ``data`` starts with."""
+def _format(data: bytes) -> tuple[ImageFormat, type[ImageFile]]:
+    """The format whose signature ``data`` starts with, and Pillow's class for it."""
+    for signature, image_format, plugin in _SIGNATURES:
+        if data.startswith(signature):
+            return image_format, plugin
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImageFile
-    return next((plugin for signature, plugin in _SIGNATURES if data.startswith(signature)), None)
+        return "webp", WebPImageFile
+    raise ImageError("not an image: no known signature of JPEG, PNG, WebP, BMP, TIFF or GIF")
 
 
-def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+def _decode_jpeg(data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
     """Decode with simplejpeg, or with Pillow what simplejpeg refuses for reasons that cost no pixel."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height)
+        _check_size(width, height, limits)
         if colorspace in ("CMYK", "YCCK"):
             pixels = _rgb_from_cmyk(simplejpeg.decode_jpeg(data, colorspace="CMYK"))
         else:
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         if any(reason in str(error) for reason in _PILLOW_DECIDES):
-            return _decode_with_pillow(data, JpegImageFile)
+            return _decode_with_pillow(data, JpegImageFile, limits)
         raise
-    return _upright(pixels, jpeg_orientation(data))
-
-
-def _may_hold_metadata(data: bytes) -> bool:
-    """Whether a segment APP1 (EXIF, XMP) precedes the picture; the many photos without one are spared a full parse.
-
-    Walks from segment to segment: 0xFF, marker, two bytes of length, content. On any other layout the answer is True.
-    """
-    position = 2
-    while True:
-        lead, marker, high, low = data[position : position + 4].ljust(4, b"\0")
-        if marker == _START_OF_SCAN:
-            return False
-        if lead != _MARKER or marker == _APP1 or marker not in _SEGMENTS_WITH_LENGTH:
-            return True
-        position += 2 + (high << 8 | low)
+    return upright(pixels, jpeg_orientation(data))
 
 
 def _rgb_from_cmyk(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -171,18 +173,69 @@ def _rgb_from_cmyk(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.frombuffer("CMYK", (width, height), inks, "raw", "CMYK;I", 0, 1).convert("RGB"))
 
 
-def _decode_with_pillow(data: bytes, plugin: type[ImageFile]) -> NDArray[np.uint8]:
+def _decode_webp(data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
+    """Decode with Pillow, which takes memory for the canvas before it says how large it is."""
+    width, height = _webp_size(data)
+    _check_size(width, height, limits)
+    try:
+        return _decode_with_pillow(data, WebPImageFile, limits)
+    except OSError:
+        _check_memory(data, width * height)
+        raise
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the canvas by the header (RFC 9649); 0 where there is none."""
+    field = int.from_bytes(data[20:30], "little")
+    match data[12:16]:
+        case b"VP8X":
+            return (field >> 32 & 0xFFFFFF) + 1, (field >> 56) + 1
+        case b"VP8L":
+            return (field >> 8 & 0x3FFF) + 1, (field >> 22 & 0x3FFF) + 1
+        case b"VP8 ":
+            return field >> 48 & 0x3FFF, field >> 64 & 0x3FFF
+    return 0, 0
+
+
+def _decode_with_pillow(data: bytes, plugin: type[ImageFile], limits: DecodeLimits) -> NDArray[np.uint8]:
     """Decode the first frame or page with the plugin itself: Image.open() would only add a search for it."""
     image = plugin(io.BytesIO(data))
-    _check_size(*image.size)
-    image.load()
-    orientation = _orientation(image)  # after load(): a PNG may carry its EXIF behind the pixels
-    return _upright(_rgb(image), orientation)
+    _check_size(*image.size, limits)
+    if isinstance(image, TiffImageFile):
+        _check_tiles(image, limits)
+    try:
+        image.load()
+    except OSError as error:
+        if plugin is TiffImageFile and str(error).startswith("decoder error"):
+            _check_memory(data, image.width * image.height)
+        raise
+    orientation = orientation_of(image)  # after load(): a PNG may carry its EXIF behind the pixels
+    return upright(_rgb(image), orientation)
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"image has {width * height} pixels, more than the limit of {MAX_PIXELS}")
+def check_file_size(size: int, limits: DecodeLimits) -> None:
+    """Raise ImageError for a file of more than ``limits.file_bytes``."""
+    if size > limits.file_bytes:
+        raise ImageError(f"file has {size} bytes, more than the limit of {limits.file_bytes}")
+
+
+def _check_size(width: int, height: int, limits: DecodeLimits) -> None:
+    if width * height > limits.pixels:
+        raise ImageError(f"image has {width * height} pixels, more than the limit of {limits.pixels}")
+
+
+def _check_memory(data: bytes, pixels: int) -> None:
+    """Raise MemoryError if what libwebp or libtiff takes is more than there is: they call it damage, like any other."""
+    np.empty(12 * pixels + 2 * len(data), np.uint8)
+
+
+def _check_tiles(image: TiffImageFile, limits: DecodeLimits) -> None:
+    """A tile is decoded whole, however little of it lies in the image."""
+    width, height = image.tag_v2.get(TILEWIDTH), image.tag_v2.get(TILELENGTH)
+    if not isinstance(width, int) or not isinstance(height, int):
+        return  # libtiff takes nothing else for a size
+    if width * height > max(limits.pixels, _ANY_TILE):
+        raise ImageError(f"image has tiles of {width * height} pixels, more than the limit of {limits.pixels}")
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -202,48 +255,10 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def jpeg_orientation(data: bytes) -> int:
-    """The EXIF or XMP orientation of a JPEG file, 1 to 8 (TIFF 6.0, tag 274); 1, upright, where there is none."""
-    if not _may_hold_metadata(data):
-        return 1
-    try:
-        image = JpegImageFile(io.BytesIO(data))
-    except Exception:  # noqa: BLE001 - libjpeg has decoded the picture: a header only Pillow dislikes costs no more
-        return 1
-    return _orientation(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF or XMP orientation, 1 to 8; 1 (upright) where the metadata is missing or cannot be read."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - broken metadata raises nearly anything, and must not cost the picture
-        return 1
-    return orientation if isinstance(orientation, int) else 1
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation (TIFF 6.0, tag 274) on [height, width, 3]; unknown values change nothing."""
-    match orientation:
-        case 2:
-            pixels = pixels[:, ::-1]
-        case 3:
-            pixels = pixels[::-1, ::-1]
-        case 4:
-            pixels = pixels[::-1]
-        case 5:
-            pixels = pixels.transpose(1, 0, 2)
-        case 6:
-            pixels = pixels[::-1].transpose(1, 0, 2)
-        case 7:
-            pixels = pixels[::-1, ::-1].transpose(1, 0, 2)
-        case 8:
-            pixels = pixels[:, ::-1].transpose(1, 0, 2)
-    return np.ascontiguousarray(pixels)
-
-
 def _describe(plugin: type[ImageFile], error: Exception) -> str:
     """One line for the error column, without the path or address that some of Pillow's messages hold."""
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+        return NOT_ENOUGH_MEMORY
     reason = " ".join(str(error).split())[:200].removeprefix("Corrupt JPEG data: ") or type(error).__name__
     lost = any(word in reason.lower() for word in ("truncated", "premature end of jpeg file"))
     return f"{'truncated' if lost else 'broken'} {plugin.format}: {reason}"
