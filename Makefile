@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # TensorRT's Python bindings without its libraries, and Triton's messages without what speaks with servers: what the
 # conformance and serving tests hold the code against.
 BINDINGS := build/bindings/.installed
+CORPUS := build/corpus/.installed
 
 # PyCUDA is built from source, against an empty libcuda.so where there is no driver.
 PYCUDA := build/pycuda/.installed
 CUDA_ROOT = $(shell nvcc --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^.*TOP=//p')
 
-.PHONY: demo test rehearsal gpu-check lint install bindings format clean
+.PHONY: demo test corpus rehearsal gpu-check lint install bindings format clean
 
 install: $(STAMP)
 
@@ -31,6 +32,17 @@ $(BINDINGS): $(STAMP)
 	$(PIP) --no-deps --upgrade --target build/bindings/triton tritonclient
 	touch $@
 
+# Pillow's own test images, many of them broken on purpose: what decoding is held against.
+corpus: $(CORPUS)
+
+$(CORPUS): $(STAMP)
+	rm -rf build/corpus && mkdir -p build/corpus
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+	  --no-binary pillow --dest build/corpus pillow
+	tar xzf build/corpus/pillow-*.tar.gz --strip-components=3 -C build/corpus --wildcards 'pillow-*/Tests/images/*'
+	rm build/corpus/pillow-*.tar.gz
+	touch $@
+
 demo: install
 	$(BIN)/trt-vit build-engine engines/vit-cifar10-fp32.yaml
 	$(BIN)/trt-vit classify engines/built/vit-cifar10-fp32 --pipeline pipelines/cifar10-samples.yaml
@@ -42,7 +54,7 @@ lint: install
 	$(BIN)/mypy
 
 # A worker a core: products of numpy on several threads each would only wait for one another.
-test: lint bindings
+test: lint bindings corpus
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 # PyCUDA and cuda-bindings themselves on an emulated driver: needs nvcc and g++, but no GPU.

@@ -47,7 +47,7 @@ from trt_vit.images.source import list_images
 from trt_vit.pipeline.classify import load_classifier
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
-from trt_vit.pipeline.stages import load_image
+from trt_vit.pipeline.stages import IN_THIS_PROCESS, load_image
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, HINTS, supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
@@ -198,7 +198,7 @@ def preprocess(classifier: Classifier, paths: Sequence[str]) -> NDArray[np.float
     """Return the images as the engine takes them."""
     tensors = np.empty((len(paths), *classifier.image_shape), dtype=np.float32)
     for path, out in zip(paths, tensors, strict=True):
-        error = load_image(FileItem(path), classifier.preprocessor, out).error
+        error = load_image(FileItem(path), IN_THIS_PROCESS, classifier.preprocessor, out).error
         assert error is None, f"{path}: {error}"
     return tensors
 

@@ -53,6 +53,7 @@ from trt_vit.pipeline.classify import load_classifier
 from trt_vit.pipeline.loading import Loader
 from trt_vit.pipeline.run import classify
 from trt_vit.pipeline.sinks import open_sink
+from trt_vit.pipeline.stages import IN_THIS_PROCESS
 from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.protocol import RuntimeOptions
@@ -330,7 +331,7 @@ def measure_kernels(classifier: Classifier, files: Sequence[str]) -> dict[str, f
     with ThreadPoolExecutor(1) as threads, lane.device.current():
         pipeline = PipelineLane(lane, shape)
         arena, stream = pipeline.arenas[0], lane.stream
-        loader = Loader(classifier.preprocessor, threads, lane.device.index, "exact")
+        loader = Loader(classifier.preprocessor, threads, IN_THIS_PROCESS, lane.device.index, "exact")
         images = [
             load.result()
             for load in loader.start(list(file_items(itertools.islice(itertools.cycle(files), count))), arena)

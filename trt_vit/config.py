@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -29,6 +30,7 @@ from pydantic import (
 
 from trt_vit.engine.manifest import BatchProfile, Precision, RangeMethod, RuntimeName
 from trt_vit.errors import UsageError
+from trt_vit.images.limits import FORMATS, MAX_BYTES, MAX_PIXELS, DecodeLimits, ImageFormat
 from trt_vit.images.preprocessing import Decode
 from trt_vit.parts import Part
 
@@ -172,6 +174,12 @@ class ClassifySettings(Settings):
             not given.
         shard_size: Images that are written and committed together.
         metrics: File that tells how the run is doing, as OpenMetrics text; none where not given.
+        formats: Formats of images that are decoded: jpeg, png, webp, bmp, tiff, gif.
+        max_pixels: Largest number of pixels of an image.
+        max_file_bytes: Largest file.
+        decode_workers: Processes that decode, so that a crash of a decoder costs one row; 0 decodes in threads.
+        decode_seconds: How long decoding an image may take; it needs such processes.
+        decode_memory_mib: Memory that decoding an image may take in such a process.
     """
 
     section = "classify"
@@ -190,6 +198,24 @@ class ClassifySettings(Settings):
     shard: Annotated[Part | None, BeforeValidator(_parse_part)] = None
     shard_size: PositiveInt = 1024
     metrics: Path | None = None
+    formats: Annotated[frozenset[ImageFormat], Field(min_length=1)] = FORMATS
+    max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
+    max_file_bytes: Annotated[int, Field(gt=0, le=MAX_BYTES)] = MAX_BYTES
+    decode_workers: NonNegativeInt = 0
+    decode_seconds: PositiveFloat | None = None
+    decode_memory_mib: PositiveInt = 2048
+
+    @field_validator("decode_seconds", mode="after")
+    @classmethod
+    def _only_workers_can_be_stopped(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and not info.data.get("decode_workers"):
+            raise ValueError("only worker processes can be stopped: set decode_workers too")
+        return value
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """What an image may be and take."""
+        return DecodeLimits(self.formats, self.max_pixels, self.max_file_bytes, self.decode_seconds)
 
 
 _SECTIONS: tuple[type[Settings], ...] = (BuildSettings, ClassifySettings)

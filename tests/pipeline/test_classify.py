@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 
 from tests.support.emulated_gpu import EmulatedDecoder, EmulatedRuntime
 from tests.support.recording_device import RecordingDevice
@@ -23,8 +27,6 @@ from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime
 from trt_vit.runtime.protocol import RuntimeOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trt_vit.engine.bundle import Bundle
     from trt_vit.runtime.protocol import EngineFiles
 
@@ -132,3 +134,77 @@ def test_decoding_on_the_gpu_needs_one(onnxruntime_bundle: Bundle, images: Path,
     notes: list[str] = []
     classify_inputs(onnxruntime_bundle.path, settings(images, tmp_path / "a.csv", decode="fast"), notes.append)
     assert notes == ["note: --decode fast needs a GPU, so images are decoded exactly, on the CPU"]
+
+
+@pytest.fixture
+def mixed(images: Path, tmp_path: Path) -> Path:
+    """Good images of several formats, and some that cannot be used."""
+    directory = shutil.copytree(images, tmp_path / "mixed")
+    (directory / "broken.jpg").write_bytes(b"\xff\xd8\xffnot a picture")
+    (directory / "empty.png").touch()
+    (directory / "large.png").write_bytes(picture(40, 30, "PNG"))
+    (directory / "last.gif").write_bytes(picture(5, 4, "GIF"))
+    return directory
+
+
+def picture(width: int, height: int, image_format: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), (1, 2, 3)).save(stream, image_format)
+    return stream.getvalue()
+
+
+def test_processes_that_decode_change_no_row(onnxruntime_bundle: Bundle, mixed: Path, tmp_path: Path) -> None:
+    for name, others in (("threads", {}), ("processes", {"decode_workers": 2, "decode_seconds": 60})):
+        classify_inputs(onnxruntime_bundle.path, settings(mixed, tmp_path / f"{name}.jsonl", **others), print)
+    rows = rows_of(tmp_path / "processes.jsonl")
+    assert rows == rows_of(tmp_path / "threads.jsonl")
+    assert sum(row["status"] == "error" for row in rows) == 2
+
+
+def test_a_process_that_has_too_little_memory_costs_a_row(onnxruntime_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, side in (("a", 8), ("b", 6000), ("c", 8)):
+        (tmp_path / "in" / f"{name}.png").write_bytes(picture(side, side, "PNG"))
+    limited = settings(tmp_path / "in", tmp_path / "o.jsonl", decode_workers=1, decode_memory_mib=64)
+    classify_inputs(onnxruntime_bundle.path, limited, print)
+    assert [row["error"] for row in rows_of(tmp_path / "o.jsonl")] == [
+        None,
+        "decoding needs more than 64 MiB",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "failed"),
+    [
+        ({"formats": ["gif"]}, {"large.png": "not allowed", "last.gif": None}),
+        ({"max_pixels": 1199}, {"large.png": "1200 pixels, more than the limit of 1199", "last.gif": None}),
+        ({"max_file_bytes": 10}, {"large.png": "more than the limit of 10", "last.gif": "more than the limit of 10"}),
+    ],
+)
+def test_what_is_beyond_a_limit_costs_its_row(
+    onnxruntime_bundle: Bundle,
+    mixed: Path,
+    tmp_path: Path,
+    limits: dict[str, Any],
+    failed: dict[str, str | None],
+) -> None:
+    for workers in (0, 1):
+        output = tmp_path / f"{workers}.jsonl"
+        classify_inputs(onnxruntime_bundle.path, settings(mixed, output, decode_workers=workers, **limits), print)
+        errors = {row["path"].rpartition("/")[2]: row["error"] for row in rows_of(output)}
+        for name, words in failed.items():
+            assert (errors[name] is None) if words is None else (words in errors[name])
+
+
+def test_limits_are_part_of_the_plan(onnxruntime_bundle: Bundle, mixed: Path, tmp_path: Path) -> None:
+    classify_inputs(onnxruntime_bundle.path, settings(mixed, tmp_path / "o.jsonl"), print)
+    notes: list[str] = []
+    again = settings(mixed, tmp_path / "o.jsonl", max_pixels=100)
+    assert classify_inputs(onnxruntime_bundle.path, again, notes.append).resumed == 0
+    assert "max_pixels was 178956970, now it is 100" in notes[0]
+
+
+def test_only_a_process_can_be_stopped() -> None:
+    with pytest.raises(ValidationError, match="set decode_workers too"):
+        settings(Path("in"), Path("o.jsonl"), decode_seconds=1)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trt_vit.images.limits import DecodeLimits
     from trt_vit.pipeline.rows import Row
 
 SIZE = 40
@@ -274,9 +275,9 @@ class TestMemory:
         made.device.lock = threading.RLock()
         original = read_image
 
-        def counting(path: str) -> bytes:
+        def counting(path: str, limits: DecodeLimits) -> bytes:
             read.append(path)
-            return original(path)
+            return original(path, limits)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(item_module, "read_image", counting)

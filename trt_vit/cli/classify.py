@@ -39,6 +39,18 @@ def classify(
             "--decode", help="Where JPEGs are decoded for a GPU: exact (CPU), fast (GPU).", show_default="exact"
         ),
     ] = None,
+    decode_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--decode-workers", help="Processes that decode, so that no image can do harm.", show_default="none"
+        ),
+    ] = None,
+    decode_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--decode-seconds", metavar="S", help="How long one may decode an image.", show_default="any time"
+        ),
+    ] = None,
     max_failures: Annotated[
         int | None,
         typer.Option("--max-failures", help="Failed images above which the exit code is 3.", show_default="any number"),
@@ -76,6 +88,8 @@ def classify(
         "batch_size": batch_size,
         "lanes": lanes,
         "decode": decode,
+        "decode_workers": decode_workers,
+        "decode_seconds": decode_seconds,
         "max_failures": max_failures,
         "resume": resume,
         "shard": shard,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
@@ -74,7 +74,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     shards = open_shards(settings.inputs, settings.shard_size)
     _refuse_overwriting(settings.output, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
-    plan = Plan.of(shards, bundle, {"top_k": k, "decode": settings.decode, "format": settings.output.suffix.lower()})
+    plan = Plan.of(shards, bundle, _what_rows_depend_on(settings, k))
     with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
@@ -92,6 +92,17 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
         return Outcome(summary, images, failed, resumed, left=len(plan.shards) - len(journal.commits))
 
 
+def _what_rows_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]:
+    return {
+        "top_k": k,
+        "decode": settings.decode,
+        "format": settings.output.suffix.lower(),
+        "formats": sorted(settings.formats),
+        "max_pixels": settings.max_pixels,
+        "max_file_bytes": settings.max_file_bytes,
+    }
+
+
 def _classify_pending(
     bundle: Bundle, settings: ClassifySettings, shards: Sequence[Shard], journal: Journal, note: Callable[[str], None]
 ) -> Summary:
@@ -105,6 +116,12 @@ def _classify_pending(
         decode_threads=settings.decode_threads,
         decode=settings.decode,
         gpus=settings.gpus,
+    )
+    classifier = replace(
+        classifier,
+        limits=settings.limits,
+        workers=settings.decode_workers,
+        worker_bytes=settings.decode_memory_mib * 2**20,
     )
     _note_surprises(bundle, classifier, options, note)
     pending = journal.pending

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_vit.pipeline.lanes import BatchResult, failed_rows, make_rows
-from trt_vit.pipeline.stages import CPU_STAGES, LoadedImage, StageSeconds, load_image
+from trt_vit.pipeline.stages import CPU_STAGES, LoadedImage, Opener, StageSeconds, load_image, open_opener
 from trt_vit.pipeline.topk import top_k
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def open_cpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> 
     decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
     lane_threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
     try:
-        yield CpuLanes(classifier, slots, decoders, lane_threads, free_lanes, timeline)
+        with open_opener(classifier) as opener:
+            yield CpuLanes(classifier, opener, slots, decoders, lane_threads, free_lanes, timeline)
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
         lane_threads.shutdown(wait=True, cancel_futures=True)
@@ -58,6 +59,7 @@ class CpuLanes:
     """The threads of a run, and the slots its batches lie in; see ``Lanes``."""
 
     classifier: Classifier
+    opener: Opener
     slots: NDArray[np.float32]
     decoders: ThreadPoolExecutor
     lane_threads: ThreadPoolExecutor
@@ -78,7 +80,7 @@ class CpuLanes:
         """See ``Lanes.start``. The batch's slot is free because batches are written in order."""
         slot = self.slots[number % len(self.slots)]
         loads = [
-            self.decoders.submit(load_image, item, self.classifier.preprocessor, out)
+            self.decoders.submit(load_image, item, self.opener, self.classifier.preprocessor, out)
             for item, out in zip(items, slot, strict=False)
         ]
         return self.lane_threads.submit(self._run_batch, number, items, slot, loads)

@@ -20,7 +20,7 @@ from trt_vit.cuda.preprocess import preprocess_kernel
 from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.lanes import BatchResult, failed_rows, make_rows
 from trt_vit.pipeline.loading import Loaded, Loader
-from trt_vit.pipeline.stages import StageSeconds
+from trt_vit.pipeline.stages import StageSeconds, open_opener
 from trt_vit.pipeline.timeline import Interval
 
 if TYPE_CHECKING:
@@ -59,12 +59,14 @@ def open_gpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> 
     decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
     lanes: list[_GpuLane] = []
     try:
-        for runtime in classifier.runtimes:
-            for number, lane in enumerate(runtime.gpu_lanes):
-                with lane.device.current():
-                    loader = Loader(classifier.preprocessor, decoders, lane.device.index, classifier.decode)
-                    lanes.append(_GpuLane(PipelineLane(lane, shape), loader, classifier, timeline, number))
-        yield GpuLanes(lanes)
+        with open_opener(classifier) as opener:
+            for runtime in classifier.runtimes:
+                for number, lane in enumerate(runtime.gpu_lanes):
+                    with lane.device.current():
+                        contract = classifier.decode
+                        loader = Loader(classifier.preprocessor, decoders, opener, lane.device.index, contract)
+                        lanes.append(_GpuLane(PipelineLane(lane, shape), loader, classifier, timeline, number))
+            yield GpuLanes(lanes)
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
         for opened in lanes:

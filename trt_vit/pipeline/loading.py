@@ -11,7 +11,6 @@ from trt_vit.cuda.decode import gpu_can_decode, open_decoder
 from trt_vit.cuda.nvtx import stage
 from trt_vit.cuda.preprocess import ImagePlan, PlacedImage, plan_image, plan_resized
 from trt_vit.errors import ImageError
-from trt_vit.images.decode import decode
 from trt_vit.pipeline.stages import StageSeconds, image_errors
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from trt_vit.cuda.lane import Flight
     from trt_vit.images.preprocess import Preprocessor
     from trt_vit.images.preprocessing import Decode
+    from trt_vit.pipeline.stages import Opener
     from trt_vit.sources.item import Item
 
 STAGES = ("read", "decode", "stage")
@@ -59,6 +59,7 @@ class Loader:
     Args:
         preprocessor: The checkpoint's preprocessing.
         threads: Threads that read and decode, shared by all lanes.
+        opener: What reads images, and decodes those that the GPU does not.
         gpu: Number of the GPU.
         contract: Where JPEGs are decoded.
 
@@ -66,9 +67,12 @@ class Loader:
         EnvironmentFault: The decoder of the GPU is missing or does not load.
     """
 
-    def __init__(self, preprocessor: Preprocessor, threads: ThreadPoolExecutor, gpu: int, contract: Decode) -> None:
+    def __init__(
+        self, preprocessor: Preprocessor, threads: ThreadPoolExecutor, opener: Opener, gpu: int, contract: Decode
+    ) -> None:
         self._preprocessor = preprocessor
         self._threads = threads
+        self._opener = opener
         self._decoder = open_decoder(gpu) if contract == "fast" else None
 
     def start(self, items: Sequence[Item], arena: Arena) -> list[Future[Loaded]]:
@@ -108,17 +112,20 @@ class Loader:
     def _load(self, item: Item, arena: Arena) -> Loaded:
         image = Loaded(StageSeconds(STAGES))
         with image_errors(image), image.seconds.timing("read"):
-            image.data = item.read()
-        if image.error is None and (self._decoder is None or not gpu_can_decode(image.data or b"")):
+            image.data = item.read(self._opener.limits)
+        if image.error is None and not self._is_for_the_gpu(image.data or b""):
             self._decode(image, arena)
         return image
+
+    def _is_for_the_gpu(self, data: bytes) -> bool:
+        return self._decoder is not None and "jpeg" in self._opener.limits.formats and gpu_can_decode(data)
 
     def _decode(self, image: Loaded, arena: Arena) -> Loaded:
         """Decode an image's file on the CPU, and place its pixels."""
         data, image.data = image.data or b"", None
         with image_errors(image):
             with stage("decode"), image.seconds.timing("decode"):
-                pixels = decode(data)
+                pixels = self._opener.decode(data)
             with stage("stage"), image.seconds.timing("stage"):
                 image.placed = self._place(pixels, arena)
         return image
@@ -141,7 +148,7 @@ class Loader:
     def _place_decoded(self, image: Loaded, decoded: DecodedImage | None, arena: Arena) -> None:
         """Put the tables of an image there whose pixels are on the GPU; if that cannot be, it keeps its file."""
         image.decoded = decoded
-        if decoded is None:
+        if decoded is None or decoded.height * decoded.width > self._opener.limits.pixels:
             return
         with image_errors(image):
             plan = plan_image(self._preprocessor, decoded.height, decoded.width)

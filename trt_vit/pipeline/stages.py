@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from trt_vit.errors import ImageError
 from trt_vit.images.decode import decode
+from trt_vit.images.limits import NO_FURTHER_LIMITS
+from trt_vit.images.workers import decoding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from trt_vit.images.limits import DecodeLimits
     from trt_vit.images.preprocess import Preprocessor
+    from trt_vit.pipeline.classifier import Classifier
     from trt_vit.sources.item import Item
 
 CPU_STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
@@ -59,6 +63,35 @@ class StageSeconds:
             self.seconds[stage] += value
 
 
+@dataclass(frozen=True)
+class Opener:
+    """What reads and decodes images.
+
+    Attributes:
+        limits: What an image may be and take.
+        decode: The bytes of a file to uint8 [height, width, 3], or an ImageError; threads may call it at once.
+    """
+
+    limits: DecodeLimits
+    decode: Callable[[bytes], NDArray[np.uint8]]
+
+
+IN_THIS_PROCESS = Opener(NO_FURTHER_LIMITS, decode)
+"""How images are read and decoded where nothing else is said."""
+
+
+@contextmanager
+def open_opener(classifier: Classifier) -> Iterator[Opener]:
+    """Start the processes that decode, if there are to be any, and end them with the block.
+
+    Raises:
+        UsageError: There is a limit of time, and no process to keep it.
+        EnvironmentFault: A process does not start.
+    """
+    with decoding(classifier.limits, classifier.workers, classifier.worker_bytes) as decode:
+        yield Opener(classifier.limits, decode)
+
+
 @dataclass(slots=True)
 class LoadedImage:
     """What became of one image on its way into a batch: an error, or None and its pixels are in place."""
@@ -67,22 +100,23 @@ class LoadedImage:
     error: str | None = None
 
 
-def load_image(item: Item, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
+def load_image(item: Item, opener: Opener, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
     """Read, decode and preprocess one image into its place in a batch.
 
     This is the per-image boundary: an image that cannot be used is an error of its own row.
 
     Args:
         item: The image.
+        opener: What reads and decodes it.
         preprocessor: The checkpoint's preprocessing.
         out: Where the pixels go, float32 [3, height, width]. Left in an undefined state by an error.
     """
     image = LoadedImage(StageSeconds(CPU_STAGES))
     with image_errors(image):
         with image.seconds.timing("read"):
-            data = item.read()
+            data = item.read(opener.limits)
         with image.seconds.timing("decode"):
-            pixels = decode(data)
+            pixels = opener.decode(data)
         with image.seconds.timing("preprocess"):
             preprocessor(pixels, out)
     return image

@@ -10,6 +10,8 @@ from trt_vit.images.decode import read_image
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from trt_vit.images.limits import DecodeLimits
+
 
 class Item(Protocol):
     """One image, wherever it lies."""
@@ -19,8 +21,11 @@ class Item(Protocol):
         """What its row calls it: a path, a URL, or a member of something larger."""
         ...
 
-    def read(self) -> bytes:
+    def read(self, limits: DecodeLimits) -> bytes:
         """Read its bytes. Decode threads call this, several at once.
+
+        Args:
+            limits: How many bytes it may have.
 
         Raises:
             ImageError: It cannot be read, which costs its own row.
@@ -38,9 +43,9 @@ class FileItem:
 
     name: str
 
-    def read(self) -> bytes:
+    def read(self, limits: DecodeLimits) -> bytes:
         """See ``Item.read``."""
-        return read_image(self.name)
+        return read_image(self.name, limits)
 
 
 def file_items(paths: Iterable[str]) -> Iterator[FileItem]:
