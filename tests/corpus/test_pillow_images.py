@@ -1,11 +1,12 @@
 """Pillow's own test images, a thousand of every format, many of them broken on purpose.
 
-They are looked for below the directory that TRT_VIT_CORPUS names, or in build/corpus, where `make corpus` puts them.
+They are looked for below the directory that VIT_TEST_CORPUS names, or in build/corpus, where `make corpus` puts them.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from trt_vit.cli import run
 from trt_vit.errors import ImageError
 from trt_vit.images.decode import decode
 from trt_vit.images.limits import DecodeLimits
@@ -23,15 +25,16 @@ from trt_vit.images.workers import DecodeWorkers
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trt_vit.engine.bundle import Bundle
     from trt_vit.images.workers import Decoder
 
-DIRECTORY = Path(os.environ.get("TRT_VIT_CORPUS") or Path(__file__).parents[2] / "build" / "corpus")
+DIRECTORY = Path(os.environ.get("VIT_TEST_CORPUS") or Path(__file__).parents[2] / "build" / "corpus")
 FILES = sorted(path for path in DIRECTORY.rglob("*") if path.is_file() and path.name[0] != ".")
 
 # What Pillow warns of is silenced for the process when trt_vit.images.decode is imported; pytest undoes that.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.skipif(not FILES, reason="needs Pillow's test images: make corpus, or TRT_VIT_CORPUS=DIR"),
+    pytest.mark.skipif(not FILES, reason="needs Pillow's test images: make corpus, or VIT_TEST_CORPUS=DIR"),
 ]
 
 ON_THE_LIST = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP")
@@ -127,3 +130,19 @@ def test_only_samples_of_32_bits_are_refused_that_pillow_would_take() -> None:
         if isinstance(message := outcome(decode, path.read_bytes()), str):
             refused.append((message, image.mode))
     assert set(refused) == {(THIRTY_TWO_BITS, "I"), (THIRTY_TWO_BITS, "F")}
+
+
+def test_the_whole_command_has_a_row_for_every_one(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    paths = [str(path) for path in FILES]
+    (tmp_path / "all.txt").write_text("\n".join(paths), encoding="utf-8")
+    found = []
+    for name, options in (("threads", []), ("processes", ["--decode-workers", "2", "--decode-seconds", "60"])):
+        output = tmp_path / f"{name}.jsonl"
+        inputs = [str(openvino_bundle.path), str(tmp_path / "all.txt")]
+        assert run(["classify", *inputs, "-o", str(output), *options]) == 0
+        found.append([json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()])
+    threads, processes = found
+    assert [row["path"] for row in threads] == paths
+    assert processes == threads
+    assert 100 < sum(row["status"] == "ok" for row in threads) < len(paths)
+    assert all((row["error"] is None) == (row["status"] == "ok") == bool(row["topk"]) for row in threads)
