@@ -14,7 +14,7 @@ from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.feed import Feed, open_shard_sink
 from trt_vit.pipeline.journal import Journal, open_journal
-from trt_vit.pipeline.plan import Plan
+from trt_vit.pipeline.plan import SHARD_SIZE, Plan
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
 from trt_vit.pipeline.sinks import refuse_unknown_format
@@ -72,7 +72,8 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     shards = open_shards(settings.inputs, settings.shard_size)
     _refuse_overwriting(settings.output, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
-    plan = Plan.of(shards, bundle, {"top_k": k, "decode": settings.decode, "format": settings.output.suffix.lower()})
+    row_settings = {"top_k": k, "decode": settings.decode, "format": settings.output.suffix.lower()}
+    plan = Plan.of(shards, bundle, {**row_settings, SHARD_SIZE: settings.shard_size})
     with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
