@@ -168,7 +168,7 @@ def test_of_two_lines_for_a_shard_the_one_counts_that_its_file_is_like(tmp_path:
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_shards_that_vanish_while_a_run_is_at_work_are_no_success(tmp_path: Path, everything: bool) -> None:
+def test_shards_that_vanish_while_a_run_is_at_work_are_no_success(tmp_path: Path, *, everything: bool) -> None:
     output = tmp_path / "o.jsonl"
     with opened(output, plan(3)) as journal:
         for shard in range(3):
@@ -346,9 +346,11 @@ def test_no_resume_starts_from_nothing(tmp_path: Path) -> None:
 
 
 def test_no_resume_is_not_for_one_part_of_several(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--no-resume and --shard") as caught:
-        with opened(tmp_path / "o.jsonl", plan(3), Part(1, 2), resume=False):
-            pass
+    with (
+        pytest.raises(UsageError, match="--no-resume and --shard") as caught,
+        opened(tmp_path / "o.jsonl", plan(3), Part(1, 2), resume=False),
+    ):
+        pass
     assert "before the first part" in caught.value.hint
 
 
@@ -395,9 +397,11 @@ def test_a_journal_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
 
 def test_a_journal_that_is_a_file_is_named(tmp_path: Path) -> None:
     directory_of(tmp_path / "o.jsonl").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: File exists"):
-        with opened(tmp_path / "o.jsonl", plan(1)):
-            pass
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: File exists"),
+        opened(tmp_path / "o.jsonl", plan(1)),
+    ):
+        pass
 
 
 def test_a_directory_in_the_journal_is_named(tmp_path: Path) -> None:
@@ -410,9 +414,11 @@ def test_a_directory_in_the_journal_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions mean nothing to root")
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: Permission denied"):
-        with opened(tmp_path / "o.jsonl", plan(1)):
-            pass
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: Permission denied"),
+        opened(tmp_path / "o.jsonl", plan(1)),
+    ):
+        pass
 
 
 def test_the_files_are_what_the_module_says(tmp_path: Path) -> None:

@@ -119,17 +119,21 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(fcntl, "flock", flock)
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with pytest.raises(OutputError, match=r"cannot lock .*run\.lock: No locks available") as caught:
-        with hold(tmp_path, ALL, OUTPUT):
-            pass
+    with (
+        pytest.raises(OutputError, match=r"cannot lock .*run\.lock: No locks available") as caught,
+        hold(tmp_path, ALL, OUTPUT),
+    ):
+        pass
     assert caught.value.hint == "choose a file system that has locks with -o"
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
 
 
 def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*run\.lock: No such file"):
-        with hold(tmp_path / "gone", ALL, OUTPUT):
-            pass
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*run\.lock: No such file"),
+        hold(tmp_path / "gone", ALL, OUTPUT),
+    ):
+        pass
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
