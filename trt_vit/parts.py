@@ -15,7 +15,7 @@ class Part:
     def __post_init__(self) -> None:
         """Refuse a part that is none."""
         if not 1 <= self.number <= self.count:
-            raise ValueError(f"a part is I/N with I from 1 to N, got {self}")
+            raise ValueError("a part is I/N with I from 1 to N")
 
     def has(self, shard: int) -> bool:
         """Tell whether a shard, counted from 0, is among them."""

@@ -155,11 +155,21 @@ def kill(case: Case, output: Path, chance: random.Random, counts: Counter[str]) 
         time.sleep(0.01)
     for process in processes:
         time.sleep(chance.expovariate(2))
-        if process.poll() is None:
-            number = chance.choice(SIGNALS)
+        number = chance.choice(SIGNALS)
+        if process.poll() is None if number == signal.SIGKILL else handles_signals(process):
             process.send_signal(number)
             counts[f"kills by {number.name}"] += 1
     wait(processes, counts, killed=True)
+
+
+def handles_signals(process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a process is past Python's own start, on which a signal may have any effect, or has ended."""
+    while process.poll() is None:
+        for line in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("SigCgt:") and int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+                return True
+        time.sleep(0.01)
+    return False
 
 
 def wait(processes: Sequence[subprocess.Popen[bytes]], counts: Counter[str], *, killed: bool = False) -> None:
