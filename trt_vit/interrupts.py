@@ -3,6 +3,9 @@
 SIGINT (Ctrl-C) is Python's KeyboardInterrupt, SIGTERM is ``Terminated``. The first lets work under way finish. A
 second SIGINT, or the end of the time that SIGTERM leaves, ends the process wherever it is: what is on disk by then is
 whole or not there, so nothing needs a clean end.
+
+Python's handlers run in the main thread, between two of its instructions. Where that thread is stuck in a library, they
+never do, so the time is kept by another thread, which the interpreter wakes as soon as a signal has come.
 """
 
 from __future__ import annotations
@@ -30,8 +33,24 @@ class Terminated(BaseException):
 
 def install() -> None:
     """Handle both signals, from here on, as described above. Call it once, in the main thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_keep_time, args=[reader], name="interrupts", daemon=True).start()
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _terminate)
+
+
+def _keep_time(signals: int) -> None:
+    """Read the number of each signal as it comes, and see to it that the process ends in time."""
+    interrupts = 0
+    while True:
+        number = os.read(signals, 1)[0]
+        interrupts += number == signal.SIGINT
+        if number == signal.SIGTERM:
+            _leave_within(TERM_SECONDS, EXIT_TERMINATED)
+        elif interrupts > 1:
+            _leave_within(ABORT_SECONDS, EXIT_INTERRUPTED)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -41,13 +60,11 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def _abort(_signal: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _leave_within(ABORT_SECONDS, EXIT_INTERRUPTED)
     raise KeyboardInterrupt
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _leave_within(TERM_SECONDS, EXIT_TERMINATED)
     raise Terminated
 
 

@@ -12,6 +12,11 @@ class Part:
     number: int = 1
     count: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse a part that is none."""
+        if not 1 <= self.number <= self.count:
+            raise ValueError("a part is I/N with I from 1 to N")
+
     def has(self, shard: int) -> bool:
         """Tell whether a shard, counted from 0, is among them."""
         return shard % self.count == self.number - 1

@@ -1,10 +1,12 @@
-"""From a bundle to a file of rows, with the engine on emulated GPUs."""
+"""From a bundle to a file of rows: with the engine on emulated GPUs, in parts, and in runs that go on from others."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,8 @@ from tests.support.recording_device import RecordingDevice
 from trt_vit.config import ClassifySettings
 from trt_vit.cuda import driver
 from trt_vit.cuda.driver import Gpu
-from trt_vit.errors import OutOfDeviceMemory
+from trt_vit.errors import ArtifactError, OutOfDeviceMemory, UsageError
+from trt_vit.parts import Part
 from trt_vit.pipeline import classify as module
 from trt_vit.pipeline import loading
 from trt_vit.pipeline.classify import classify_inputs, load_classifier
@@ -27,7 +30,11 @@ from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime
 from trt_vit.runtime.protocol import RuntimeOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from trt_vit.engine.bundle import Bundle
+    from trt_vit.pipeline.classify import Outcome
+    from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import EngineFiles
 
 GPU = Gpu("NVIDIA L4", "8.9", 24 << 30)
@@ -208,3 +215,154 @@ def test_limits_are_part_of_the_plan(onnxruntime_bundle: Bundle, mixed: Path, tm
 def test_only_a_process_can_be_stopped() -> None:
     with pytest.raises(ValidationError, match="set decode_workers too"):
         settings(Path("in"), Path("o.jsonl"), decode_seconds=1)
+
+
+def run_small(bundle: Bundle, images: Path, output: Path, **others: Any) -> tuple[Outcome, list[str]]:
+    """Classify in shards of two, and return what was done and the notes."""
+    notes: list[str] = []
+    small = {"shard_size": 2, "batch_size": 2, **others}
+    return classify_inputs(bundle.path, settings(images, output, **small), notes.append), notes
+
+
+def leave_unfinished(bundle: Bundle, images: Path, output: Path, batches: int, **others: Any) -> None:
+    """Classify, and be interrupted after some batches; those under way are still written."""
+
+    @contextmanager
+    def report_progress(_total: int | None) -> Iterator[Callable[[Sequence[Row]], None]]:
+        seen: list[int] = []
+
+        def on_rows(rows: Sequence[Row]) -> None:
+            seen.append(len(rows))
+            if len(seen) == batches:
+                raise KeyboardInterrupt
+
+        yield on_rows
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "report_progress", report_progress)
+        run_small(bundle, images, output, lanes=1, **others)
+
+
+@pytest.fixture
+def own_images(images: Path, tmp_path: Path) -> Path:
+    """The images again, to be changed."""
+    return shutil.copytree(images, tmp_path / "images")
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_been(
+    onnxruntime_bundle: Bundle, images: Path, tmp_path: Path
+) -> None:
+    run_small(onnxruntime_bundle, images, tmp_path / "whole.jsonl")
+    leave_unfinished(onnxruntime_bundle, images, tmp_path / "o.jsonl", 1)
+    assert not (tmp_path / "o.jsonl").exists()
+    outcome, notes = run_small(onnxruntime_bundle, images, tmp_path / "o.jsonl")
+    assert 2 <= outcome.resumed < 11
+    assert (outcome.images, outcome.summary.images, outcome.left) == (11, 11 - outcome.resumed, 0)
+    assert notes == [f"resuming: {outcome.resumed} images are done already"]
+    assert (tmp_path / "o.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    again, notes = run_small(onnxruntime_bundle, images, tmp_path / "o.jsonl")
+    assert (again.images, again.resumed, again.summary.images, notes) == (11, 11, 0, [])
+
+
+def touch(images: Path) -> None:
+    os.utime(images / "kind 1" / "image01.PNG", ns=(1, 1))
+
+
+def add(images: Path) -> None:
+    (images / "kind 2" / "late.png").write_bytes(b"")
+
+
+def remove(images: Path) -> None:
+    (images / "kind 2" / "image08.jpg").unlink()
+
+
+def nothing(_images: Path) -> None:
+    pass
+
+
+CHANGES = [
+    ({"top_k": 3}, nothing, "top_k was 5, now it is 3"),
+    ({"decode": "fast"}, nothing, "decode was exact, now it is fast"),
+    ({"shard_size": 3}, nothing, "shard_size was 2, now it is 3"),
+    ({}, touch, "images in 1 of 6 shards are others or were written since"),
+    ({}, add, "there were 11 images, now there are 12"),
+    ({}, remove, "there were 11 images, now there are 10"),
+]
+
+
+@pytest.mark.parametrize(("others", "change", "difference"), CHANGES)
+def test_an_unfinished_run_of_something_else_is_refused(
+    onnxruntime_bundle: Bundle,
+    own_images: Path,
+    tmp_path: Path,
+    *,
+    others: dict[str, Any],
+    change: Callable[[Path], None],
+    difference: str,
+) -> None:
+    output = tmp_path / "o.jsonl"
+    leave_unfinished(onnxruntime_bundle, own_images, output, 1)
+    change(own_images)
+    with pytest.raises(ArtifactError, match="is unfinished, and of another run") as caught:
+        run_small(onnxruntime_bundle, own_images, output, **others)
+    assert caught.value.exit_code == 5
+    assert difference in caught.value.message
+    outcome, notes = run_small(onnxruntime_bundle, own_images, output, resume=False, **others)
+    assert (outcome.resumed, outcome.images) == (0, sum(1 for _ in own_images.rglob("*.*")))
+    assert [text for text in notes if "resum" in text] == []
+
+
+@pytest.mark.parametrize(("others", "change", "difference"), CHANGES)
+def test_a_finished_run_of_something_else_is_replaced_with_a_note(
+    onnxruntime_bundle: Bundle,
+    own_images: Path,
+    tmp_path: Path,
+    *,
+    others: dict[str, Any],
+    change: Callable[[Path], None],
+    difference: str,
+) -> None:
+    output = tmp_path / "o.jsonl"
+    run_small(onnxruntime_bundle, own_images, output)
+    change(own_images)
+    outcome, notes = run_small(onnxruntime_bundle, own_images, output, **others)
+    assert outcome.resumed == 0
+    assert notes[0].startswith(f"note: {output} is of another run (")
+    assert difference in notes[0]
+    assert notes[0].endswith(") and will be replaced")
+    assert len(rows_of(output)) == outcome.images == sum(1 for _ in own_images.rglob("*.*"))
+
+
+def test_another_bundle_is_another_run(
+    onnxruntime_bundle: Bundle, openvino_bundle: Bundle, images: Path, tmp_path: Path
+) -> None:
+    leave_unfinished(onnxruntime_bundle, images, tmp_path / "o.csv", 1)
+    with pytest.raises(ArtifactError, match="the bundle was another"):
+        run_small(openvino_bundle, images, tmp_path / "o.csv")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("count", [2, 8])
+def test_parts_make_the_output_of_one_run(
+    onnxruntime_bundle: Bundle, images: Path, tmp_path: Path, suffix: str, count: int
+) -> None:
+    """In any order, also where there are more parts than shards."""
+    run_small(onnxruntime_bundle, images, tmp_path / f"whole.{suffix}")
+    output, left = tmp_path / f"o.{suffix}", []
+    for number in range(count, 0, -1):
+        outcome, _ = run_small(onnxruntime_bundle, images, output, shard=Part(number, count))
+        left.append(outcome.left)
+    assert left == sorted(left, reverse=True)
+    assert (left[-1], outcome.images) == (0, 11)
+    assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    outcome, _ = run_small(onnxruntime_bundle, images, output, shard=Part(1, 5))
+    assert (outcome.images, outcome.resumed, outcome.left) == (11, 11, 0)
+
+
+def test_an_output_that_is_an_input_is_refused(onnxruntime_bundle: Bundle, own_images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    output.write_text("mine")
+    (tmp_path / "list.txt").write_text(f"{own_images / 'kind 0' / 'image00.jpg'}\n{output}\n")
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        run_small(onnxruntime_bundle, tmp_path / "list.txt", output)
+    assert output.read_text() == "mine"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from trt_vit.outputs import naming, open_whole
@@ -11,7 +14,6 @@ from trt_vit.pipeline.sinks import ParquetSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def assemble(journal: Journal) -> None:
@@ -22,8 +24,17 @@ def assemble(journal: Journal) -> None:
         ArtifactError: A shard's file is not what was written.
     """
     join = _JOINS[journal.output.suffix.lower()]
+    with naming(journal.output):
+        _remove_left(journal.output)
     with open_whole(journal.output) as stream, naming(journal.output):
         join(_checked(journal), stream)
+
+
+def _remove_left(output: Path) -> None:
+    """Remove what processes that were killed here have left of the output; its journal is held, so that none is."""
+    place = Path(os.path.realpath(output))
+    for partial in place.parent.glob(f".{glob.escape(place.name)}.????????.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def _checked(journal: Journal) -> Iterator[Path]:

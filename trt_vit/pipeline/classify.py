@@ -15,7 +15,7 @@ from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.feed import Feed, open_shard_sink
 from trt_vit.pipeline.journal import Journal, open_journal
 from trt_vit.pipeline.metrics import MetricsFile
-from trt_vit.pipeline.plan import Plan
+from trt_vit.pipeline.plan import SHARD_SIZE, Plan
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
 from trt_vit.pipeline.sinks import refuse_unknown_format
@@ -74,7 +74,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     shards = open_shards(settings.inputs, settings.shard_size)
     _refuse_overwriting(settings.output, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
-    plan = Plan.of(shards, bundle, _what_rows_depend_on(settings, k))
+    plan = Plan.of(shards, bundle, _what_shards_depend_on(settings, k))
     with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
@@ -92,7 +92,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
         return Outcome(summary, images, failed, resumed, left=len(plan.shards) - len(journal.commits))
 
 
-def _what_rows_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]:
+def _what_shards_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]:
     return {
         "top_k": k,
         "decode": settings.decode,
@@ -100,6 +100,7 @@ def _what_rows_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]:
         "formats": sorted(settings.formats),
         "max_pixels": settings.max_pixels,
         "max_file_bytes": settings.max_file_bytes,
+        SHARD_SIZE: settings.shard_size,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Feed:
         self.pending = pending
         self.sizes: dict[int, int] = {}
         self._shards = shards
+        self._given: deque[str] = deque()
 
     def items(self) -> Iterator[Item]:
         """Give the images, shard after shard."""
@@ -40,8 +42,13 @@ class Feed:
             count = 0
             for item in self._shards[number].items():
                 count += 1
+                self._given.append(item.name)
                 yield item
             self.sizes[number] = count
+
+    def gave(self, rows: Sequence[Row]) -> bool:
+        """Tell whether rows are those of the next images that it gave, in their order. It is asked once for each."""
+        return all(self._given and self._given.popleft() == row.path for row in rows)
 
 
 @contextmanager
@@ -65,7 +72,8 @@ class ShardSink:
     """A sink that writes each shard to a file of its own, and commits it with its last row.
 
     Rows come in the order of the feed's images, and a shard's last row comes after its last image was given: so it is
-    known by then how many it has.
+    known by then how many it has. An interrupt breaks that order: the rows that are being written when it comes are
+    lost, while those behind them still come. So a shard is committed only if nothing is missing before its end.
     """
 
     def __init__(self, journal: Journal, feed: Feed, k: int) -> None:
@@ -77,23 +85,32 @@ class ShardSink:
         self._open: ExitStack | None = None
         self._sink: Sink | None = None
         self._rows = self._failed = 0
+        self._missing = False
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, and commit what they complete.
+        """Append rows, and commit what they complete. Where rows before them are missing, they are dropped.
 
         Raises:
             OutputError: A file cannot be written.
         """
+        if self._missing:
+            return
+        self._missing = True  # until all of these are written
         rest = list(rows)
+        if not self._feed.gave(rest):
+            return
         while rest:
             size = self._feed.sizes.get(self._current)
             part = rest if size is None else rest[: size - self._rows]
             self._append(part)
             rest = rest[len(part) :]
             self._commit_complete()
+        self._missing = False
 
     def close(self) -> None:
         """Commit what has no rows at all."""
+        if self._missing:
+            raise AssertionError("the rows are not those of the images")
         self._commit_complete()
 
     def discard(self) -> None:

@@ -37,6 +37,8 @@ _PLAN = "plan.json"
 _SUCCESS = "_SUCCESS"
 _PARTIAL = ".*.partial"
 _COMMITS = "commits-{}-of-{}.jsonl"
+_NOT_A_ROW = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What comes of reading JSON that this module has not written."""
 
 
 @dataclass(frozen=True)
@@ -137,22 +139,24 @@ class Journal:
 
         Raises:
             OutputError: It cannot be written.
-            ArtifactError: A shard's file is not what was written.
+            ArtifactError: A shard's file is not what was written, or is gone.
         """
-        with planning(self._directory):
+        with planning(self._directory), naming(self.output):
+            done = self.done
             self._read()
-            if self.finished is not None or not self.complete:
+            if self.finished is not None:
                 return self.finished
+            if lost := [commit.shard for commit in done if commit.shard not in self.commits]:
+                message = f"{len(lost)} shards of {self.output} were done, and are not in {self._directory} any more"
+                raise ArtifactError(message, hint="run the command again, and leave that directory alone meanwhile")
+            if not self.complete:
+                return None
             assemble(self)
             commits = self.commits.values()
             images, failed = sum(commit.images for commit in commits), sum(commit.failed for commit in commits)
             self.finished = Finished(images, failed, self.output.stat().st_size)
             self._write(_SUCCESS, asdict(self.finished))
-            for shard in self.commits:
-                self.file_of(shard).unlink(missing_ok=True)
-            for pattern in (_COMMITS.format("*", "*"), _PARTIAL):
-                for file in self._directory.glob(pattern):
-                    file.unlink(missing_ok=True)
+            self._tidy()
             return self.finished
 
     def forget(self, shard: int) -> None:
@@ -166,7 +170,7 @@ class Journal:
             ArtifactError: What is done is of another plan.
             OutputError: The journal cannot be written.
         """
-        with planning(self._directory):
+        with planning(self._directory), naming(self.output):
             earlier = self._earlier_plan() if resume else None
             if earlier is not None and (differences := self.plan.differences(earlier)):
                 if not (self._directory / _SUCCESS).exists():
@@ -175,22 +179,27 @@ class Journal:
                     raise ArtifactError(message, hint=hint)
                 note(f"note: {self.output} is of another run ({'; '.join(differences)}) and will be replaced")
                 earlier = None
-            if earlier is not None:
-                if self.part.count == 1:  # then nobody else is writing: this is what a killed process has left
-                    for file in self._directory.glob(_PARTIAL):
-                        file.unlink(missing_ok=True)
-                self._read()
+            if earlier is None:
+                self._clear()
+                self._write(_PLAN, self.plan.document())
                 return
-            self._clear()
-            self._write(_PLAN, self.plan.document())
+            if self.part.count == 1:  # then nobody else is writing: this is what a killed process has left
+                self._remove(_PARTIAL)
+            self._read()
+            if self.finished is not None:
+                self._tidy()
+            elif (self._directory / _SUCCESS).exists():
+                if self.output.exists():
+                    note(f"note: {self.output} was changed since it was written, and will be replaced")
+                self._remove(_SUCCESS)  # from here on it is unfinished
 
     def _earlier_plan(self) -> Plan | None:
-        """Return the plan that is there, or None. One that cannot be read is as good as none: nothing was done yet."""
+        """Return the plan that is there, or None."""
         try:
             return Plan.parse(json.loads((self._directory / _PLAN).read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             message = f"cannot read {self._directory / _PLAN}: {error}"
             raise ArtifactError(message, hint="start again with --no-resume, or name another file with -o") from error
 
@@ -201,13 +210,20 @@ class Journal:
         for file in self._directory.glob(_COMMITS.format("*", "*")):
             for commit in map(_parse_commit, file.read_bytes().splitlines()):
                 if commit is not None and self._is_there(commit):
-                    self.commits[commit.shard] = commit
+                    self._take(commit)
+
+    def _take(self, commit: Commit) -> None:
+        """Take a line; of two that differ, as after a shard was done again, the one that its file is like."""
+        other = self.commits.get(commit.shard, commit)
+        if other == commit or _sha256(self.file_of(commit.shard)) == commit.sha256:
+            self.commits[commit.shard] = commit
 
     def _read_success(self) -> Finished | None:
         try:
-            found = Finished(**json.loads((self._directory / _SUCCESS).read_bytes()))
+            row = json.loads((self._directory / _SUCCESS).read_bytes())
+            found = Finished(int(row["images"]), int(row["failed"]), int(row["bytes"]))
             return found if self.output.stat().st_size == found.bytes else None
-        except (OSError, ValueError, TypeError):
+        except (OSError, *_NOT_A_ROW):
             return None
 
     def _is_there(self, commit: Commit) -> bool:
@@ -218,11 +234,20 @@ class Journal:
         return size == commit.bytes and 0 <= commit.shard < len(self.plan.shards)
 
     def _clear(self) -> None:
-        """Remove everything but the locks, which are held."""
-        with naming(self.output):
-            for file in self._directory.iterdir():
-                if file.suffix != ".lock":
-                    file.unlink()
+        """Remove everything but the locks, which are held; first the plan, without which the rest means nothing."""
+        (self._directory / _PLAN).unlink(missing_ok=True)
+        for file in self._directory.iterdir():
+            if file.suffix != ".lock":
+                file.unlink()
+
+    def _tidy(self) -> None:
+        """Remove what an output that is there was made of."""
+        for pattern in (f"[0-9]*{self.output.suffix.lower()}", _COMMITS.format("*", "*"), _PARTIAL):
+            self._remove(pattern)
+
+    def _remove(self, pattern: str) -> None:
+        for file in self._directory.glob(pattern):
+            file.unlink(missing_ok=True)
 
     def _write(self, name: str, document: Any) -> None:
         with open_whole(self._directory / name) as stream:
@@ -283,7 +308,7 @@ def _parse_commit(line: bytes) -> Commit | None:
     try:
         row = json.loads(line)
         return Commit(int(row["shard"]), int(row["images"]), int(row["failed"]), int(row["bytes"]), str(row["sha256"]))
-    except (ValueError, KeyError, TypeError):
+    except _NOT_A_ROW:
         return None
 
 

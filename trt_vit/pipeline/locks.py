@@ -41,11 +41,11 @@ def hold(directory: Path, part: Part, output: Path) -> Iterator[None]:
         if not stack.enter_context(_lock(directory / _RUN, shared=not alone, wait=False)):
             raise _busy(output, "another run is at work on it")
         if not alone:
-            _refuse_other_division(directory, part, output)
-            if not stack.enter_context(
-                _lock(directory / _PART.format(part.number, part.count), shared=False, wait=False)
-            ):
-                raise _busy(output, f"part {part} of it is being done already")
+            with planning(directory):  # so that of two that begin at once, the second sees the first
+                _refuse_other_division(directory, part, output)
+                own = directory / _PART.format(part.number, part.count)
+                if not stack.enter_context(_lock(own, shared=False, wait=False)):
+                    raise _busy(output, f"part {part} of it is being done already")
         yield
 
 

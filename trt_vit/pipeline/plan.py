@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trt_vit.sources.shard import Shard
 
 FORMAT = 1
+SHARD_SIZE = "shard_size"
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What rows depend on: the images, the bundle, and the settings that change a row.
+    """What the files of the shards depend on: the images, the bundle, and some settings.
 
     Attributes:
         shards: The images.
         bundle: A digest of all that is in the bundle.
-        settings: Those settings.
+        settings: Those that change a row, and how the images were cut.
     """
 
     shards: Sequence[PlannedShard]
@@ -68,16 +69,21 @@ class Plan:
             found.append("the bundle was another")
         if self.images != earlier.images:
             found.append(f"there were {_count(earlier.images)} images, now there are {_count(self.images)}")
-        digests = [shard.digest for shard in self.shards]
-        changed = [
-            number for number, shard in enumerate(earlier.shards) if digests[number : number + 1] != [shard.digest]
-        ]
+        if self.settings.get(SHARD_SIZE) == earlier.settings.get(SHARD_SIZE):
+            found += self._other_shards(earlier)
+        return found
+
+    def _other_shards(self, earlier: Plan) -> list[str]:
+        """Return in words which shards differ: of plans that were cut alike, those with other images."""
+        pairs = zip(self.shards, earlier.shards, strict=False)
+        changed = [before for now, before in pairs if now.digest != before.digest]
+        changed += earlier.shards[len(self.shards) :]
         if changed:
             parts = f"{len(changed)} of {len(earlier.shards)} shards"
-            found.append(
-                f"images in {parts} are others or were written since, first among {earlier.shards[changed[0]].name}"
-            )
-        return found
+            return [f"images in {parts} are others or were written since, first among {changed[0].name}"]
+        if len(self.shards) > len(earlier.shards):
+            return [f"there were {len(earlier.shards)} shards, now there are {len(self.shards)}"]
+        return []
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -98,10 +104,19 @@ class Plan:
         try:
             if document["format"] != FORMAT:
                 raise ValueError("it is of another version of trt_vit")
-            shards = [PlannedShard(row["images"], str(row["digest"]), str(row["name"])) for row in document["shards"]]
+            shards = [
+                PlannedShard(_parse_count(row["images"]), str(row["digest"]), str(row["name"]))
+                for row in document["shards"]
+            ]
             return cls(shards, str(document["bundle"]), dict(document["settings"]))
         except (KeyError, TypeError) as error:
             raise ValueError("it is not a plan") from error
+
+
+def _parse_count(images: Any) -> int | None:
+    if images is not None and not isinstance(images, int):
+        raise TypeError("it is not a number of images")
+    return images
 
 
 def _count(images: int | None) -> str:
