@@ -9,6 +9,7 @@ from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import OutOfDeviceMemory, UsageError
 from trt_vit.images.preprocess import Preprocessor
+from trt_vit.outputs import size_of
 from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from trt_vit.config import ClassifySettings
     from trt_vit.images.preprocessing import Decode
+    from trt_vit.outputs import Output
     from trt_vit.runtime.protocol import Runtime
     from trt_vit.sources.shard import Shard
 
@@ -192,9 +194,12 @@ def _batch_size(bundle: Bundle, asked: int | None) -> int:
     return asked
 
 
-def _refuse_overwriting(output: Path, shards: Sequence[Shard]) -> None:
-    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix."""
-    if output.exists() and any(shard.holds(output) for shard in shards):
+def _refuse_overwriting(output: Output, shards: Sequence[Shard]) -> None:
+    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix.
+
+    An output behind a URL is asked for first, so that one that cannot be reached is found now and not at the end.
+    """
+    if size_of(output) is not None and any(shard.holds(output) for shard in shards):
         raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 
 

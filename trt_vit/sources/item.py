@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from trt_vit.errors import ImageError
 from trt_vit.images.decode import read_image
 
 if TYPE_CHECKING:
@@ -46,3 +47,37 @@ class FileItem:
 def file_items(paths: Iterable[str]) -> Iterator[FileItem]:
     """Return files as items, in their order."""
     return map(FileItem, paths)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldItem:
+    """An image whose bytes have been read already.
+
+    Attributes:
+        name: See ``Item.name``.
+        data: Its bytes.
+    """
+
+    name: str
+    data: bytes
+
+    def read(self) -> bytes:
+        """See ``Item.read``."""
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenItem:
+    """What should be an image and cannot be read.
+
+    Attributes:
+        name: See ``Item.name``.
+        reason: Why, on one line.
+    """
+
+    name: str
+    reason: str
+
+    def read(self) -> bytes:
+        """See ``Item.read``."""
+        raise ImageError(self.reason)
