@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, TypeAlias
 
@@ -26,7 +26,7 @@ class RemoteOutput:
         url: Its URL, with whatever it takes to write it.
     """
 
-    url: str
+    url: str = field(repr=False)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -120,7 +120,7 @@ class RemoteFile:
         mark: What changes when it is written; empty where it was not asked for yet, a dash where nothing tells.
     """
 
-    url: str
+    url: str = field(repr=False)
     length: int | None = None
     mark: str = ""
 

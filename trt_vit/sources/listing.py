@@ -81,7 +81,9 @@ def _list(filesystem: Any, url: str, path: str, wanted: Callable[[str], bool]) -
         info = filesystem.info(path)
         is_directory = info["type"] == "directory"
     if is_directory:
-        return _files(filesystem, url, filesystem.find(path, detail=True), is_image)
+        # What goes from directory to directory leaves out those that it cannot list, unless it is told not to.
+        options = {"on_error": "raise"} if _walks(filesystem) else {}
+        return _files(filesystem, url, filesystem.find(path, detail=True, **options), is_image)
     return [_described(url, info)]
 
 
@@ -101,6 +103,17 @@ def _files(
         told = {} if info.get("size") is None else info
         files.append((parts, RemoteFile(url, told.get("size"), remote.stamp_of(told))))
     return [file for _, file in sorted(files, key=lambda entry: entry[0])]
+
+
+def _walks(filesystem: Any) -> bool:
+    """Tell whether a file system is searched directory by directory, which not all need to be."""
+    from fsspec import AbstractFileSystem  # noqa: PLC0415 - only URLs need it
+    from fsspec.asyn import AsyncFileSystem  # noqa: PLC0415
+
+    kind = type(filesystem)
+    if issubclass(kind, AsyncFileSystem):
+        return bool(kind._find is AsyncFileSystem._find)  # noqa: SLF001 - where those that need not differ
+    return bool(kind.find is AbstractFileSystem.find)
 
 
 def _magic(url: str) -> str:

@@ -14,7 +14,7 @@ from trt_vit.sources.listing import list_url, look_up
 from trt_vit.sources.parquet import Cursor, open_table, parquet_shards
 from trt_vit.sources.shard import BrokenShard, file_shards, remote_shards
 from trt_vit.sources.tar_shard import TarShard
-from trt_vit.sources.urls import SEPARATOR, STANDARD_INPUT, is_url, path_of, scheme_of
+from trt_vit.sources.urls import SEPARATOR, STANDARD_INPUT, is_url, path_of, public_url, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
             named += 1
             found.setdefault(_key(entry), entry)
         if named == 0:
-            raise no_image_in(name)
+            raise no_image_in(public_url(name) if is_url(name) else name)
     if not found:
         raise InputError("no input is named", hint="name files, directories, lists (.txt), globs or URLs")
     shards: list[Shard] = []
