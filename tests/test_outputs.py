@@ -120,11 +120,13 @@ def test_a_buffered_file_that_is_not_whole_is_never_sent(memory: Any, monkeypatc
     """A file system that knows nothing of transactions sends a file when it is closed, or freed."""
     sent = []
 
-    class Careless(fsspec.spec.AbstractBufferedFile):  # type: ignore[misc]
+    from fsspec.spec import AbstractBufferedFile
+
+    class Careless(AbstractBufferedFile):  # type: ignore[misc]
         def _initiate_upload(self) -> None:
             pass
 
-        def _upload_chunk(self, final: bool = False) -> bool:
+        def _upload_chunk(self, final: bool = False) -> bool:  # noqa: FBT001, FBT002 - as fsspec has it
             sent.append((self.buffer.getvalue(), final))
             return True
 
@@ -147,5 +149,3 @@ def test_the_journal_of_a_url_lies_in_the_cache(tmp_path: Path, monkeypatch: pyt
     assert found == directory_of(RemoteOutput("s3://bucket/rows.csv"))
     assert found != directory_of(RemoteOutput("s3://bucket//rows.csv"))
     assert directory_of(tmp_path / "rows.csv") == tmp_path / ".rows.csv.journal"
-
-

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import tarfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from trt_vit.errors import ImageError
@@ -32,6 +34,17 @@ def tar_of(members: Mapping[str, bytes], form: int = tarfile.PAX_FORMAT) -> byte
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table_of(column: list[Any], kind: pa.DataType = HUGGING_FACE, name: str = "image", **others: Any) -> bytes:
+    options = {key: others.pop(key) for key in ("row_group_size", "compression") if key in others}
+    table = pa.table({"label": list(range(len(column))), name: pa.array(column, kind), **others})
+    stream = io.BytesIO()
+    pq.write_table(table, stream, **options)
     return stream.getvalue()
 
 

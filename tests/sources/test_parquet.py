@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.sources.archives import png, rows_of
+from tests.sources.archives import png, rows_of, table_of
 from trt_vit.errors import ImageError, InputError
 from trt_vit.sources import parquet
 from trt_vit.sources.files import File, LocalFile, RemoteFile
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec")
 
-HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGES = [png(number) for number in range(10)]
-
-
-def table_of(column: list[Any], kind: pa.DataType = HUGGING_FACE, name: str = "image", **others: Any) -> bytes:
-    options = {key: others.pop(key) for key in ("row_group_size", "compression") if key in others}
-    table = pa.table({"label": list(range(len(column))), name: pa.array(column, kind), **others})
-    stream = io.BytesIO()
-    pq.write_table(table, stream, **options)
-    return stream.getvalue()
 
 
 @pytest.fixture(params=["local", "memory"])

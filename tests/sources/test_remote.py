@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sources.archives import png, rows_of, tar_of
-from tests.sources.test_parquet import table_of
+from tests.sources.archives import png, rows_of, table_of, tar_of
 from trt_vit.errors import ImageError, InputError, UsageError
 from trt_vit.sources import files, remote
 from trt_vit.sources.files import RemoteFile
@@ -165,7 +164,11 @@ def test_a_url_that_was_signed_again_is_the_same_file(pages: Pages) -> None:
 
 
 def test_errors_of_a_listing_tell_no_secret(pages: Pages) -> None:
-    for url in (f"{pages.address}/none.png?{SIGNED}", f"{pages.address}/closed/?{SIGNED}", "http://u:word@127.0.0.1:1/d/"):
+    for url in (
+        f"{pages.address}/none.png?{SIGNED}",
+        f"{pages.address}/closed/?{SIGNED}",
+        "http://u:word@127.0.0.1:1/d/",
+    ):
         with pytest.raises((UsageError, InputError)) as caught:
             open_shards([url], 9)
         assert [secret for secret in ("word", "AKIA", "0f0f") if secret in str(caught.value)] == [], str(caught.value)
@@ -173,16 +176,14 @@ def test_errors_of_a_listing_tell_no_secret(pages: Pages) -> None:
 
 
 def test_a_page_without_an_end_is_read_up_to_the_limit(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "MAX_BYTES", 1 << 20)
     monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     with pytest.raises(ImageError, match="file has more bytes than the limit of 1048576"):
         RemoteFile(f"{pages.address}/endless.jpg").read()
-    assert len(remote.read_whole(f"{pages.address}/endless.jpg", 5)) == (1 << 20) + 1
+    assert len(remote.read_whole(f"{pages.address}/endless.jpg", 5, 1 << 20)) == (1 << 20) + 1
 
 
 def test_a_file_beyond_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MAX_BYTES", 10)
-    monkeypatch.setattr(remote, "MAX_BYTES", 10)
     fsspec.filesystem("memory").pipe_file("/limit/a.jpg", bytes(11))
     with pytest.raises(ImageError, match="file has 11 bytes, more than the limit of 10"):
         RemoteFile("memory://limit/a.jpg", 11).read()
@@ -199,7 +200,7 @@ def test_many_threads_read_at_once(pages: Pages) -> None:
             assert list(threads.map(RemoteFile.read, found * 3)) == [png(number) for number in range(40)] * 3
 
 
-class Odd(Exception):
+class OddError(Exception):
     """What some file system raises."""
 
 
@@ -209,8 +210,8 @@ class Odd(Exception):
         (PermissionError(13, "Forbidden", "s3://k:word@b/a"), "permission denied"),
         (TimeoutError(), "timed out"),
         (OSError(5, "Input/output error"), "Input/output error"),
-        (Odd("at https://u:word@h/a?Signature=word&id=1\n twice"), "at https://h/a?id=1 twice"),
-        (Odd(), "Odd"),
+        (OddError("at https://u:word@h/a?Signature=word&id=1\n twice"), "at https://h/a?id=1 twice"),
+        (OddError(), "OddError"),
         (ValueError("x" * 1000), "x" * 200),
     ],
 )

@@ -108,9 +108,7 @@ def test_what_macos_adds_and_directories_are_no_images(place: Callable[[bytes], 
         (tarfile.FIFOTYPE, "a FIFO"),
     ],
 )
-def test_what_is_no_plain_file_is_a_row_that_says_so(
-    place: Callable[[bytes], File], kind: bytes, said: str
-) -> None:
+def test_what_is_no_plain_file_is_a_row_that_says_so(place: Callable[[bytes], File], kind: bytes, said: str) -> None:
     # A link has no data, whatever its size says.
     data = header("a.png", 700, kind) + member("b.png", b"image") + END
     assert read(place(data)) == [("::a.png", f"not a plain file but {said}"), ("::b.png", b"image")]
@@ -199,10 +197,9 @@ def test_a_stream_of_unknown_length_that_cannot_seek() -> None:
             return super().read(min(size or 0, 100))  # less than was asked for
 
     reader = TarReader(Pipe(WHOLE + header("c.txt", 1000) + bytes(100)), None)
-    found = []
+    found: list[tuple[str, bytes | None]] = []
     with pytest.raises(TarError, match="its end is missing"):
-        for entry in reader.members():
-            found.append((entry.name, reader.read(entry) if entry.name == "b.png" else None))
+        found.extend((entry.name, reader.read(entry) if entry.name == "b.png" else None) for entry in reader.members())
     assert found == [("a.png", None), ("b.png", b"x" * 1000), ("c.txt", None)]
 
 

@@ -32,11 +32,13 @@ def test_paths(text: str) -> None:
         ("https://host/a.jpg?design=3&KEY=1&Api-Key=2&monkey=4", "https://host/a.jpg?design=3&monkey=4"),
         ("https://host?token=1", "https://host"),
         (
-            "https://b.s3.amazonaws.com/a.jpg?versionId=7&X-Amz-Algorithm=AWS4&X-Amz-Credential=AK%2F2026&X-Amz-Date=1"
-            "&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Security-Token=t&X-Amz-Signature=0f",
-            "https://b.s3.amazonaws.com/a.jpg?versionId=7",
+            "https://b.s3/a.jpg?X-Amz-Credential=AK%2F2026&versionId=7&X-Amz-Security-Token=t&X-Amz-Expires=1&X-Amz-Signature=0",
+            "https://b.s3/a.jpg?versionId=7",
         ),
-        ("https://b.s3.amazonaws.com/a.jpg?AWSAccessKeyId=AK&Signature=s&Expires=1", "https://b.s3.amazonaws.com/a.jpg"),
+        (
+            "https://b.s3.amazonaws.com/a.jpg?AWSAccessKeyId=AK&Signature=s&Expires=1",
+            "https://b.s3.amazonaws.com/a.jpg",
+        ),
         ("https://storage/a.jpg?GoogleAccessId=g&Expires=1&Signature=s", "https://storage/a.jpg"),
         ("https://storage/a.jpg?X-Goog-Signature=s&X-Goog-Date=1", "https://storage/a.jpg"),
         ("https://cdn/a.jpg?Policy=p&Signature=s&Key-Pair-Id=K", "https://cdn/a.jpg"),
@@ -47,7 +49,9 @@ def test_paths(text: str) -> None:
 def test_what_is_shown_of_a_url_holds_no_secret(url: str, public: str) -> None:
     assert public_url(url) == public
     assert public_url(public) == public
-    assert without_secrets(f"message, url='{url.replace(' ', '%20')}'") == f"message, url='{public.replace(' ', '%20')}'"
+    assert (
+        without_secrets(f"message, url='{url.replace(' ', '%20')}'") == f"message, url='{public.replace(' ', '%20')}'"
+    )
 
 
 def test_the_path_of_a_url_is_what_ends_in_its_suffix() -> None:
@@ -57,7 +61,7 @@ def test_the_path_of_a_url_is_what_ends_in_its_suffix() -> None:
 
 
 def test_a_chained_url_is_refused_without_its_secrets() -> None:
-    with pytest.raises(UsageError, match=r"cannot read 'zip://a.jpg::s3://bucket/b.zip': it holds ::"):
+    with pytest.raises(UsageError, match=r"cannot open 'zip://a.jpg::s3://bucket/b.zip': it holds ::"):
         refuse_chained("zip://a.jpg::s3://bucket/b.zip")
     with pytest.raises(UsageError) as caught:
         refuse_chained("https://user:word@host/a::b")

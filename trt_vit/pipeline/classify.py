@@ -9,7 +9,7 @@ from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import OutOfDeviceMemory, UsageError
 from trt_vit.images.preprocess import Preprocessor
-from trt_vit.outputs import size_of
+from trt_vit.outputs import RemoteOutput, size_of
 from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
@@ -23,6 +23,7 @@ from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
 from trt_vit.sources.open import open_shards
+from trt_vit.sources.urls import is_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -199,6 +200,8 @@ def _refuse_overwriting(output: Output, shards: Sequence[Shard]) -> None:
 
     An output behind a URL is asked for first, so that one that cannot be reached is found now and not at the end.
     """
+    if isinstance(output, RemoteOutput) and is_web(output.url):
+        raise UsageError(f"cannot write {output}: web servers take no files", hint="choose another place with -o")
     if size_of(output) is not None and any(shard.holds(output) for shard in shards):
         raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 

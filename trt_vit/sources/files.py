@@ -134,7 +134,7 @@ class RemoteFile:
         if self.length is not None and self.length > MAX_BYTES:
             raise ImageError(f"file has {self.length} bytes, more than the limit of {MAX_BYTES}")
         try:
-            data = remote.read_whole(self.url, self.length)
+            data = remote.read_whole(self.url, self.length, MAX_BYTES)
         except OSError as error:
             raise ImageError(f"cannot read the file: {error}") from error
         if len(data) > MAX_BYTES:

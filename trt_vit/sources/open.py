@@ -93,6 +93,8 @@ def _local(text: str) -> str:
 
 def _listed(line: str) -> str | RemoteFile:
     """Return what a line of a list names."""
+    if not is_url(line):
+        return line
     line = _local(line)
     return RemoteFile(line) if is_url(line) else line
 
@@ -131,8 +133,11 @@ def _look_up(entries: list[str | RemoteFile]) -> list[str | RemoteFile]:
 
 
 def _kind(entry: str | RemoteFile) -> str:
-    suffix = _suffix(entry if isinstance(entry, str) else entry.url)
-    return suffix if suffix in {_TAR, _PARQUET} else _REMOTE if isinstance(entry, RemoteFile) else _PATH
+    if isinstance(entry, RemoteFile):
+        suffix, other = _suffix(entry.url), _REMOTE
+    else:
+        suffix, other = entry[-len(_PARQUET) :].lower(), _PATH
+    return _TAR if suffix.endswith(_TAR) else _PARQUET if suffix.endswith(_PARQUET) else other
 
 
 def _archive(entry: str | RemoteFile) -> File:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from trt_vit.errors import EnvironmentFault, TrtVitError, UsageError
-from trt_vit.images.decode import MAX_BYTES
 from trt_vit.sources.urls import is_web, public_url, refuse_chained, scheme_of, without_secrets
 
 if TYPE_CHECKING:
@@ -124,8 +123,8 @@ def stamp_of(info: Mapping[str, Any]) -> str:
     return "" if size is None and mark is None else f"{size} {mark}"
 
 
-def read_whole(url: str, size: int | None) -> bytes:
-    """Read a file, or the first byte more than ``MAX_BYTES`` of it.
+def read_whole(url: str, size: int | None, limit: int) -> bytes:
+    """Read a file; of one whose size is not known, or behind a web server, a byte more than ``limit`` at most.
 
     Raises:
         RemoteError: It cannot be read.
@@ -135,11 +134,11 @@ def read_whole(url: str, size: int | None) -> bytes:
     filesystem, path = connect(url)
     with failures():
         if not is_web(url):
-            data: bytes = filesystem.cat_file(path, 0, MAX_BYTES + 1)
+            data: bytes = filesystem.cat_file(path, *(() if size else (0, limit + 1)))
             return data
         # A web server may send more than it was asked for. The size given here only keeps it from being asked for.
         with filesystem.open(path, "rb", block_size=0, size=size or 1) as stream:
-            pieces, left = [], MAX_BYTES + 1
+            pieces, left = [], limit + 1
             while left > 0 and (piece := stream.read(min(left, _PIECE))):
                 pieces.append(piece)
                 left -= len(piece)

@@ -36,7 +36,7 @@ _SHARED_ACCESS = frozenset(
 
 def is_url(text: str) -> bool:
     """Tell whether a text is a URL, not a path."""
-    return _SCHEME.match(text) is not None
+    return "://" in text and _SCHEME.match(text) is not None
 
 
 def scheme_of(url: str) -> str:
@@ -56,7 +56,7 @@ def refuse_chained(url: str) -> None:
         UsageError: It is one.
     """
     if SEPARATOR in url:
-        message = f"cannot read {public_url(url)!r}: it holds {SEPARATOR}"
+        message = f"cannot open {public_url(url)!r}: it holds {SEPARATOR}"
         raise UsageError(message, hint="name the file itself; of archives, .tar and .parquet are read")
 
 
