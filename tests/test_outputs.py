@@ -149,3 +149,13 @@ def test_the_journal_of_a_url_lies_in_the_cache(tmp_path: Path, monkeypatch: pyt
     assert found == directory_of(RemoteOutput("s3://bucket/rows.csv"))
     assert found != directory_of(RemoteOutput("s3://bucket//rows.csv"))
     assert directory_of(tmp_path / "rows.csv") == tmp_path / ".rows.csv.journal"
+
+
+def test_what_ended_it_is_told_even_if_letting_go_fails(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(type(memory.open("/x", "wb")), "discard", fail)
+    with pytest.raises(KeyboardInterrupt), open_whole(OUTPUT) as stream:
+        stream.write(b"half")
+        raise KeyboardInterrupt

@@ -268,7 +268,7 @@ def test_a_connection_that_breaks_is_a_row_after_those_that_could_be_read(monkey
                 raise remote.RemoteError("timed out")
             return super().read(size)
 
-    monkeypatch.setattr(remote, "open_reading", lambda url, size: Breaking(WHOLE))
+    monkeypatch.setattr(remote, "open_reading", lambda url: Breaking(WHOLE))
     rows = read(RemoteFile("memory://tar/a.tar"))
     assert rows == [("::a.png", b"first"), ("", "cannot read the file: timed out")]
 

@@ -151,11 +151,11 @@ class RemoteFile:
 
     def open(self) -> IO[bytes]:
         """See ``File.open``."""
-        return remote.open_reading(self.url, self.length)
+        return remote.open_reading(self.url)
 
     def read_part(self, start: int, count: int) -> bytes:
         """See ``File.read_part``."""
-        return remote.read_part(self.url, self.length, start, count)
+        return remote.read_part(self.url, start, count)
 
     def is_output(self, output: Output) -> bool:
         """See ``File.is_output``."""

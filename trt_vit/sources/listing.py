@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _CONNECTIONS = 32
-"""Files that are asked about at once: each answer takes a round trip."""
+"""Files that are asked about at the same time: each answer takes a round trip."""
+_AT_ONCE = 8 * _CONNECTIONS
 
 
 def list_url(url: str, wanted: Callable[[str], bool]) -> list[RemoteFile]:
@@ -53,8 +54,11 @@ def look_up(files: Sequence[RemoteFile]) -> list[RemoteFile]:
     asked = [number for number, file in enumerate(files) if not file.mark]
     found = list(files)
     with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="look-up") as threads:
-        for number, file in zip(asked, threads.map(_look_up, [files[number] for number in asked]), strict=True):
-            found[number] = file
+        # Some at a time: an interrupt waits for those that have been started.
+        for start in range(0, len(asked), _AT_ONCE):
+            numbers = asked[start : start + _AT_ONCE]
+            for number, file in zip(numbers, threads.map(_look_up, [files[number] for number in numbers]), strict=True):
+                found[number] = file
     return found
 
 

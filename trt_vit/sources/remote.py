@@ -10,7 +10,7 @@ threads, and one for all where they are: these run on an event loop in a thread 
 from __future__ import annotations
 
 import io
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from trt_vit.errors import EnvironmentFault, TrtVitError, UsageError
@@ -145,7 +145,7 @@ def read_whole(url: str, size: int | None, limit: int) -> bytes:
             return b"".join(pieces)
 
 
-def read_part(url: str, size: int | None, start: int, count: int) -> bytes:
+def read_part(url: str, start: int, count: int) -> bytes:
     """Read ``count`` bytes from ``start`` on, or as many as there are.
 
     Raises:
@@ -156,13 +156,13 @@ def read_part(url: str, size: int | None, start: int, count: int) -> bytes:
         if not is_web(url):
             data: bytes = filesystem.cat_file(path, start, start + count)
             return data
-        with filesystem.open(path, "rb", size=size) as stream:
+        with filesystem.open(path, "rb") as stream:
             stream.seek(start)
             part: bytes = stream.read(count)
             return part
 
 
-def open_reading(url: str, size: int | None) -> IO[bytes]:
+def open_reading(url: str) -> IO[bytes]:
     """Open a file to read it from its beginning to its end. Only the opening thread may.
 
     Raises:
@@ -170,7 +170,7 @@ def open_reading(url: str, size: int | None) -> IO[bytes]:
     """
     filesystem, path = connect(url)
     with failures():
-        stream = filesystem.open(path, "rb", **({"size": size} if is_web(url) else {}))
+        stream = filesystem.open(path, "rb")
     return cast("IO[bytes]", _Reader(stream))
 
 
@@ -233,7 +233,7 @@ def open_writing(url: str) -> Iterator[IO[bytes]]:
             _let_go(stream)
             raise
     except BaseException:
-        with failures():
+        with suppress(RemoteError), failures():  # what ended the block is what is to be told
             transaction.complete(commit=False)
         raise
     with failures():
