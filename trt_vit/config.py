@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -32,10 +33,14 @@ from trt_vit.engine.manifest import BatchProfile, Precision, RangeMethod, Runtim
 from trt_vit.errors import UsageError
 from trt_vit.images.limits import FORMATS, MAX_BYTES, MAX_PIXELS, DecodeLimits, ImageFormat
 from trt_vit.images.preprocessing import Decode
+from trt_vit.outputs import RemoteOutput, parse_output
 from trt_vit.parts import Part
+from trt_vit.sources.urls import STANDARD_INPUT, is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from trt_vit.outputs import Output
 
 CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
@@ -74,6 +79,15 @@ def _parse_part(value: object) -> object:
     if not 1 <= number <= count:
         raise ValueError(f"a part is I/N with I from 1 to N, got {value}")
     return Part(number, count)
+
+
+def _parse_output(value: object) -> Output:
+    """Read where results go: a path or a URL."""
+    if isinstance(value, (Path, RemoteOutput)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("Input is not a path or URL")  # noqa: TRY004 - pydantic wants this one
+    return parse_output(value)
 
 
 class Settings(BaseModel):
@@ -159,8 +173,8 @@ class ClassifySettings(Settings):
     """Settings of ``trt-vit classify``; a pipeline recipe holds the same keys.
 
     Attributes:
-        inputs: Images, directories, text lists or globs.
-        output: File of the results: .jsonl, .csv or .parquet.
+        inputs: Images, directories, archives of images, lists, globs, or URLs of these.
+        output: File of the results: .jsonl, .csv or .parquet; a path or a URL.
         top_k: Labels an image; capped at the number of classes.
         batch_size: Images a batch; the bundle's usual batch size where it is not given.
         lanes: Batches in flight; the runtime's own choice where it is not given.
@@ -186,7 +200,7 @@ class ClassifySettings(Settings):
     paths = frozenset({"inputs", "output", "metrics"})
 
     inputs: Annotated[list[str], Field(min_length=1)]
-    output: Path
+    output: Annotated[Path | RemoteOutput, PlainValidator(_parse_output)]
     top_k: PositiveInt = 5
     batch_size: PositiveInt | None = None
     lanes: PositiveInt | None = None
@@ -382,6 +396,8 @@ def _resolve_path(key: str, value: Any, file: Path) -> Any:
     if value == "":
         raise UsageError(f"{file}: {key} holds an empty path", hint="write a path or leave the key out")
     if not isinstance(value, str) or (key == "source" and not value.startswith(("./", "../", "/", "~"))):
+        return value
+    if is_url(value) or (key == "inputs" and value == STANDARD_INPUT):
         return value
     # A glob may stand among the inputs, and the recipe's own directory is no part of its pattern.
     base = glob.escape(str(file.parent)) if key == "inputs" and glob.has_magic(value) else str(file.parent)

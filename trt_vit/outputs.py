@@ -6,25 +6,82 @@ import contextlib
 import os
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from trt_vit.errors import OutputError
+from trt_vit.sources import remote
+from trt_vit.sources.urls import is_url, path_of, public_url, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteOutput:
+    """An output behind a URL.
+
+    Attributes:
+        url: Its URL, with whatever it takes to write it.
+    """
+
+    url: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call it: its URL without secrets."""
+        return public_url(self.url)
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its name, as a path has it."""
+        return PurePosixPath(path_of(self.url)).suffix
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Output: TypeAlias = Path | RemoteOutput
+
+
+def parse_output(text: str) -> Output:
+    """Return what a path or URL names. A ``Path`` would make one slash of a URL's two."""
+    if not is_url(text):
+        return Path(text)
+    return Path(text.partition("://")[2]) if scheme_of(text) in {"file", "local"} else RemoteOutput(text)
+
+
+def size_of(output: Output) -> int | None:
+    """Return an output's size, or None where it is not there.
+
+    Raises:
+        OutputError: That cannot be told.
+    """
+    with naming(output):
+        if isinstance(output, RemoteOutput):
+            return remote.size_of(output.url)
+        try:
+            return output.stat().st_size
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+
 @contextmanager
-def open_whole(output: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``output`` that takes its name when the block ends without an error.
+def open_whole(output: Output) -> Iterator[IO[bytes]]:
+    """Open a file that takes the name of ``output`` when the block ends without an error.
 
     Whoever finds a file under that name finds all of it, on disk. Missing directories are made; a symbolic link stays,
-    and what it points to is replaced.
+    and what it points to is replaced. Until then a file on a disk is a temporary one beside it, and one behind a URL is
+    held back by its server.
 
     Raises:
         OutputError: The file cannot be written.
     """
+    if isinstance(output, RemoteOutput):
+        with naming(output), remote.open_writing(output.url) as stream:
+            yield stream
+        return
     place = Path(os.path.realpath(output))
     partial, stream = _open_partial(place)
     try:
@@ -41,7 +98,7 @@ def open_whole(output: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def naming(output: Path) -> Iterator[None]:
+def naming(output: Output) -> Iterator[None]:
     """Say of a failure to write in a ``with`` block which output it was."""
     try:
         yield
@@ -63,7 +120,7 @@ def _open_partial(output: Path) -> tuple[Path, IO[bytes]]:
     return Path(name), os.fdopen(handle, "wb")
 
 
-def _unwritable(output: Path, error: OSError | ValueError) -> OutputError:
+def _unwritable(output: Output, error: OSError | ValueError) -> OutputError:
     reason = getattr(error, "strerror", None) or str(error)
     return OutputError(
         f"cannot write {output}: {reason}", hint="choose a place with room that you can write to with -o"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trt_vit.errors import InputError, UsageError
-from trt_vit.images.source import SUFFIXES, list_images
+from trt_vit.images.source import SUFFIXES, expand, is_image, lines_of, list_images
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +146,16 @@ def test_a_list_that_is_no_regular_file_is_an_error_and_not_a_hang(tmp_path: Pat
     os.mkfifo(tmp_path / "list.txt")
     with pytest.raises(InputError, match=r"cannot use the list .*list\.txt.*not a regular file"):
         list_images([str(tmp_path / "list.txt")])
+
+
+def test_what_counts_behind_a_glob_may_be_more_than_images() -> None:
+    make("d/a.jpg", "d/b.tar", "d/c/e.tar")
+    assert list(expand("d/**", is_image)) == ["d/a.jpg"]
+    assert list(expand("d/**", lambda path: path.endswith(".tar"))) == ["d/b.tar", "d/c/e.tar"]
+    assert list(expand("d", lambda _: True)) == ["d/a.jpg"]
+    assert list(expand("d/b.tar", is_image)) == ["d/b.tar"]
+
+
+def test_lines_end_in_what_the_list_is_separated_by() -> None:
+    assert list(lines_of(b"a b\nc\0d\r\n")) == ["a b", "c\0d"]
+    assert list(lines_of(b"a\nb\0\0c", b"\0")) == ["a\nb", "c"]

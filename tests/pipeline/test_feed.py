@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
+    from trt_vit.outputs import Output
     from trt_vit.pipeline.journal import Journal
     from trt_vit.sources.item import Item
     from trt_vit.sources.shard import Shard
@@ -58,7 +59,7 @@ class ListShard:
     def digest(self) -> str:
         return f"{self.number} {self.size}"
 
-    def holds(self, file: Path) -> bool:
+    def holds(self, file: Output) -> bool:
         return False
 
     def items(self) -> Iterator[Item]:

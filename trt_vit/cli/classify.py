@@ -9,6 +9,7 @@ from trt_vit.cli.options import Bundle, Config, Json
 
 if TYPE_CHECKING:
     from trt_vit.config import ClassifySettings
+    from trt_vit.outputs import Output
     from trt_vit.pipeline.classify import Outcome
 
 
@@ -18,13 +19,20 @@ def classify(
         list[str] | None,
         typer.Argument(
             metavar="INPUT",
-            help="Images, directories, text lists (.txt, one path a line) or quoted globs.",
+            help="Images, directories, .tar or .parquet files of images, lists (.txt, one of these a line; - for "
+            "standard input), quoted globs, or URLs of any of them.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Results: .jsonl, .csv or .parquet.", show_default=False),
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Results: .jsonl, .csv or .parquet; a path or URL.",
+            show_default=False,
+        ),
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Labels an image.", show_default="5")] = None,
     batch_size: Annotated[
@@ -105,7 +113,7 @@ def classify(
         raise typer.Exit(EXIT_FELL_SHORT)
 
 
-def _document(outcome: Outcome, output: Path) -> dict[str, Any]:
+def _document(outcome: Outcome, output: Output) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     summary = outcome.summary
     return {

@@ -13,7 +13,7 @@ from trt_vit.errors import ImageError, InputError, UsageError
 from trt_vit.images.decode import read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"))
 """What an image in a directory or behind a glob is recognised by, in any case; decoding looks only at the content."""
@@ -45,37 +45,64 @@ def list_images(inputs: Sequence[str]) -> list[str]:
     paths: dict[str, str] = {}
     for name in inputs:
         found = False
-        for path in _expand(name):
+        for path in expand(name, is_image):
             found = True
             normal = os.path.normpath(path)
             paths.setdefault(path if normal == path else normal, path)
         if not found:
-            raise InputError(f"no image in {name!r}", hint=_HINT)
+            raise no_image_in(name)
     if not paths:
         raise InputError("no input is named", hint="name files, directories, lists (.txt) or globs")
     return list(paths.values())
 
 
-def _expand(name: str) -> Iterable[str]:
+def no_image_in(name: str) -> InputError:
+    """The error of an input that names something in which there is no image."""
+    return InputError(f"no image in {name!r}", hint=_HINT)
+
+
+def expand(name: str, wanted: Callable[[str], bool]) -> Iterable[str]:
+    """The paths that one input names, in their order, each as often as it is named.
+
+    Args:
+        name: As ``list_images`` takes it.
+        wanted: Tells of a path that a glob has found whether it counts.
+
+    Raises:
+        UsageError: It names nothing.
+        InputError: It cannot be listed or read.
+    """
     if os.path.isdir(name):
         return (path for path, is_directory in _walk(name) if not is_directory)
     if os.path.lexists(name):
-        return _read_list(name) if name.lower().endswith(".txt") else (name,)
+        return _read_list(name) if is_list(name) else (name,)
     if glob.has_magic(name):
-        return sorted({path for path in _glob(name) if _is_image(path)}, key=lambda path: path.split(os.sep))
+        return sorted({path for path in _glob(name) if wanted(path)}, key=lambda path: path.split(os.sep))
     raise UsageError(f"no such file or directory: {name!r}", hint="check the spelling and the working directory")
 
 
+def is_list(name: str) -> bool:
+    """Whether a file of this name is a list of others."""
+    return name.lower().endswith(".txt")
+
+
+def lines_of(data: bytes, separator: bytes = b"\n") -> Iterator[str]:
+    """The paths in a list, one a line.
+
+    Lines may end as on Windows; bytes that are not UTF-8 stay what they are in the file's name.
+    """
+    for line in data.removeprefix(b"\xef\xbb\xbf").split(separator):
+        path = line.removesuffix(b"\r")
+        if path.strip():
+            yield path.decode("utf-8", "surrogateescape")
+
+
 def _read_list(name: str) -> Iterator[str]:
-    """Lines may end as on Windows; bytes that are not UTF-8 stay what they are in the file's name."""
     try:
         data = read_image(name)
     except ImageError as error:
         raise InputError(f"cannot use the list {name!r}: {error}", hint="check the file") from error
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        path = line.removesuffix(b"\r")
-        if path.strip():
-            yield path.decode("utf-8", "surrogateescape")
+    return lines_of(data)
 
 
 def _walk(root: str) -> Iterator[tuple[str, bool]]:
@@ -123,7 +150,7 @@ def _unlistable(path: str, error: OSError) -> InputError:
 
 
 def _is_wanted(entry: os.DirEntry[str]) -> bool:
-    return entry.name != "__MACOSX" if _is_directory(entry) else _is_image(entry.name)
+    return entry.name != "__MACOSX" if _is_directory(entry) else is_image(entry.name)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -133,7 +160,8 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a path in a directory or behind a glob is taken for an image's."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
 

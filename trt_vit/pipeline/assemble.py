@@ -24,8 +24,9 @@ def assemble(journal: Journal) -> None:
         ArtifactError: A shard's file is not what was written.
     """
     join = _JOINS[journal.output.suffix.lower()]
-    with naming(journal.output):
-        _remove_left(journal.output)
+    if isinstance(journal.output, Path):
+        with naming(journal.output):
+            _remove_left(journal.output)
     with open_whole(journal.output) as stream, naming(journal.output):
         join(_checked(journal), stream)
 

@@ -9,6 +9,7 @@ from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import OutOfDeviceMemory, UsageError
 from trt_vit.images.preprocess import Preprocessor
+from trt_vit.outputs import RemoteOutput, size_of
 from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
@@ -23,6 +24,7 @@ from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
 from trt_vit.sources.open import open_shards
+from trt_vit.sources.urls import is_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from trt_vit.config import ClassifySettings
     from trt_vit.images.preprocessing import Decode
+    from trt_vit.outputs import Output
     from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
     from trt_vit.sources.shard import Shard
@@ -232,9 +235,14 @@ def _batch_size(bundle: Bundle, asked: int | None) -> int:
     return asked
 
 
-def _refuse_overwriting(output: Path, shards: Sequence[Shard]) -> None:
-    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix."""
-    if output.exists() and any(shard.holds(output) for shard in shards):
+def _refuse_overwriting(output: Output, shards: Sequence[Shard]) -> None:
+    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix.
+
+    An output behind a URL is asked for first, so that one that cannot be reached is found now and not at the end.
+    """
+    if isinstance(output, RemoteOutput) and is_web(output.url):
+        raise UsageError(f"cannot write {output}: web servers take no files", hint="choose another place with -o")
+    if size_of(output) is not None and any(shard.holds(output) for shard in shards):
         raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 
 

@@ -1,6 +1,6 @@
 """The journal of a run: which shards are done, so that whatever ends it costs only those under way.
 
-It is a directory beside the output, ``.NAME.journal``:
+It is a directory beside the output, ``.NAME.journal``; that of an output behind a URL is in the user's cache directory:
 
     plan.json                what the run is to do
     00000017.jsonl           the rows of a shard that is done, in the output's format
@@ -20,10 +20,11 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from trt_vit.caches import cache_directory
 from trt_vit.errors import ArtifactError, OutputError, UsageError
-from trt_vit.outputs import naming, open_whole
+from trt_vit.outputs import RemoteOutput, naming, open_whole, size_of
 from trt_vit.pipeline.locks import hold, planning
 from trt_vit.pipeline.plan import Plan
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from trt_vit.outputs import Output
     from trt_vit.parts import Part
 
 _PLAN = "plan.json"
@@ -86,7 +88,7 @@ class Journal:
         finished: The output, where it is there already.
     """
 
-    def __init__(self, output: Path, plan: Plan, part: Part) -> None:
+    def __init__(self, output: Output, plan: Plan, part: Part) -> None:
         self.output = output
         self.plan = plan
         self.part = part
@@ -154,7 +156,7 @@ class Journal:
             assemble(self)
             commits = self.commits.values()
             images, failed = sum(commit.images for commit in commits), sum(commit.failed for commit in commits)
-            self.finished = Finished(images, failed, self.output.stat().st_size)
+            self.finished = Finished(images, failed, size_of(self.output) or 0)
             self._write(_SUCCESS, asdict(self.finished))
             self._tidy()
             return self.finished
@@ -189,7 +191,7 @@ class Journal:
             if self.finished is not None:
                 self._tidy()
             elif (self._directory / _SUCCESS).exists():
-                if self.output.exists():
+                if size_of(self.output) is not None:
                     note(f"note: {self.output} was changed since it was written, and will be replaced")
                 self._remove(_SUCCESS)  # from here on it is unfinished
 
@@ -222,7 +224,7 @@ class Journal:
         try:
             row = json.loads((self._directory / _SUCCESS).read_bytes())
             found = Finished(int(row["images"]), int(row["failed"]), int(row["bytes"]))
-            return found if self.output.stat().st_size == found.bytes else None
+            return found if size_of(self.output) == found.bytes else None
         except (OSError, *_NOT_A_ROW):
             return None
 
@@ -256,7 +258,7 @@ class Journal:
 
 @contextmanager
 def open_journal(
-    output: Path, plan: Plan, part: Part, note: Callable[[str], None], *, resume: bool
+    output: Output, plan: Plan, part: Part, note: Callable[[str], None], *, resume: bool
 ) -> Iterator[Journal]:
     """Hold an output, and find what is done of a run.
 
@@ -277,7 +279,7 @@ def open_journal(
         raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
     with naming(output):
         directory.mkdir(parents=True, exist_ok=True)
-    with hold(directory, part, output):
+    with hold(directory, part, cast("Path", output)):  # which is only named in messages
         if not resume and part.count > 1:
             hint = f"remove {directory} before the first part"
             raise UsageError("--no-resume and --shard do not go together", hint=hint)
@@ -286,8 +288,10 @@ def open_journal(
         yield journal
 
 
-def directory_of(output: Path) -> Path:
+def directory_of(output: Output) -> Path:
     """Return where an output's journal lies."""
+    if isinstance(output, RemoteOutput):
+        return cache_directory() / "runs" / hashlib.sha256(output.name.encode()).hexdigest()
     return output.with_name(f".{output.name}.journal")
 
 

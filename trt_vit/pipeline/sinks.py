@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from trt_vit.outputs import Output
     from trt_vit.pipeline.rows import Row
 
 _DIGITS = 6
@@ -81,7 +82,7 @@ class _NamingSink:
         self._sink.discard()
 
 
-def refuse_unknown_format(output: Path) -> None:
+def refuse_unknown_format(output: Output) -> None:
     """Refuse an output whose suffix names no format.
 
     Raises:
@@ -90,7 +91,7 @@ def refuse_unknown_format(output: Path) -> None:
     _sink_class(output)
 
 
-def _sink_class(output: Path) -> Callable[[IO[bytes], int], Sink]:
+def _sink_class(output: Output) -> Callable[[IO[bytes], int], Sink]:
     try:
         return _SINKS[output.suffix.lower()]
     except KeyError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from trt_vit.images.decode import read_image
+from trt_vit.errors import ImageError
+from trt_vit.images.decode import check_file_size, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -51,3 +52,38 @@ class FileItem:
 def file_items(paths: Iterable[str]) -> Iterator[FileItem]:
     """Return files as items, in their order."""
     return map(FileItem, paths)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldItem:
+    """An image whose bytes have been read already.
+
+    Attributes:
+        name: See ``Item.name``.
+        data: Its bytes.
+    """
+
+    name: str
+    data: bytes
+
+    def read(self, limits: DecodeLimits) -> bytes:
+        """See ``Item.read``."""
+        check_file_size(len(self.data), limits)
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenItem:
+    """What should be an image and cannot be read.
+
+    Attributes:
+        name: See ``Item.name``.
+        reason: Why, on one line.
+    """
+
+    name: str
+    reason: str
+
+    def read(self, limits: DecodeLimits) -> bytes:  # noqa: ARG002 - there is nothing to read
+        """See ``Item.read``."""
+        raise ImageError(self.reason)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from trt_vit.sources.item import FileItem
+from trt_vit.sources.files import LocalFile
+from trt_vit.sources.item import BrokenItem, FileItem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
+    from trt_vit.outputs import Output
+    from trt_vit.sources.files import File, RemoteFile
     from trt_vit.sources.item import Item
 
 
@@ -32,8 +33,8 @@ class Shard(Protocol):
         """Return a digest, in hexadecimal, that changes if an image is another, or has been written since."""
         ...
 
-    def holds(self, file: Path) -> bool:
-        """Tell whether a file that exists is one that it reads."""
+    def holds(self, output: Output) -> bool:
+        """Tell whether an output would replace a file that it reads."""
         ...
 
     def items(self) -> Iterator[Item]:
@@ -65,18 +66,86 @@ class FileShard:
         found = hashlib.sha256()
         for number in range(self.first, self.first + self.images):
             path = self.paths[number]
-            found.update(f"{path}\0{_stamp(path)}\n".encode("utf-8", "surrogateescape"))
+            found.update(f"{path}\0{LocalFile(path).stamp()}\n".encode("utf-8", "surrogateescape"))
         return found.hexdigest()
 
-    def holds(self, file: Path) -> bool:
+    def holds(self, output: Output) -> bool:
         """See ``Shard.holds``."""
-        paths = (self.paths[number] for number in range(self.first, self.first + self.images))
-        suspects = (path for path in paths if path.endswith(file.suffix))
-        return any(os.path.exists(path) and file.samefile(path) for path in suspects)  # noqa: PTH110
+        numbers = range(self.first, self.first + self.images)
+        return any(LocalFile(self.paths[number]).is_output(output) for number in numbers)
 
     def items(self) -> Iterator[FileItem]:
         """See ``Shard.items``."""
         return (FileItem(self.paths[number]) for number in range(self.first, self.first + self.images))
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteShard:
+    """Files behind URLs.
+
+    Attributes:
+        files: All files of the run that follow one another.
+        first: Where this shard's begin.
+        images: How many of them it has.
+    """
+
+    files: Sequence[RemoteFile]
+    first: int
+    images: int
+
+    def describe(self) -> str:
+        """See ``Shard.describe``."""
+        first, last = self.files[self.first], self.files[self.first + self.images - 1]
+        return f"{first.name!r} to {last.name!r}"
+
+    def digest(self) -> str:
+        """See ``Shard.digest``: of each URL without secrets, and what its server told of the file."""
+        found = hashlib.sha256()
+        for file in self.items():
+            found.update(f"{file.name}\0{file.stamp()}\n".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()
+
+    def holds(self, output: Output) -> bool:
+        """See ``Shard.holds``."""
+        return any(file.is_output(output) for file in self.items())
+
+    def items(self) -> Iterator[RemoteFile]:
+        """See ``Shard.items``."""
+        return (self.files[number] for number in range(self.first, self.first + self.images))
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenShard:
+    """A file of many images that cannot be read at all, which makes one row of its name.
+
+    Attributes:
+        file: The file.
+        reason: Why, on one line.
+    """
+
+    file: File
+    reason: str
+
+    @property
+    def images(self) -> int:
+        """See ``Shard.images``."""
+        return 1
+
+    def describe(self) -> str:
+        """See ``Shard.describe``."""
+        return repr(self.file.name)
+
+    def digest(self) -> str:
+        """See ``Shard.digest``."""
+        return hashlib.sha256(f"{self.file.name}\0{self.file.stamp()}".encode("utf-8", "surrogateescape")).hexdigest()
+
+    def holds(self, output: Output) -> bool:
+        """See ``Shard.holds``."""
+        return self.file.is_output(output)
+
+    def items(self) -> Iterator[BrokenItem]:
+        """See ``Shard.items``."""
+        return iter((BrokenItem(self.file.name, self.reason),))
 
 
 def file_shards(paths: Sequence[str], size: int) -> list[FileShard]:
@@ -84,10 +153,6 @@ def file_shards(paths: Sequence[str], size: int) -> list[FileShard]:
     return [FileShard(paths, first, min(size, len(paths) - first)) for first in range(0, len(paths), size)]
 
 
-def _stamp(path: str) -> str:
-    """Return what changes when a file is written, or that it is not there."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs more than the call
-    except (OSError, ValueError):
-        return "-"
-    return f"{status.st_size} {status.st_mtime_ns}"
+def remote_shards(files: Sequence[RemoteFile], size: int) -> list[RemoteShard]:
+    """Cut files behind URLs into shards of ``size``; the last one may be smaller."""
+    return [RemoteShard(files, first, min(size, len(files) - first)) for first in range(0, len(files), size)]

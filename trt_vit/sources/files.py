@@ -1,0 +1,167 @@
+"""Files, on a disk or behind a URL, as the shards see them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from trt_vit.errors import ImageError
+from trt_vit.images.decode import check_file_size
+from trt_vit.sources import remote
+from trt_vit.sources.urls import public_url
+
+if TYPE_CHECKING:
+    from trt_vit.images.limits import DecodeLimits
+    from trt_vit.outputs import Output
+
+
+class File(Protocol):
+    """One file."""
+
+    @property
+    def name(self) -> str:
+        """What rows and messages call it."""
+        ...
+
+    def stamp(self) -> str:
+        """Return what changes when it is written."""
+        ...
+
+    def size(self) -> int | None:
+        """Return how many bytes it has, or None where nothing tells.
+
+        Raises:
+            OSError: It is not there.
+        """
+        ...
+
+    def open(self) -> IO[bytes]:
+        """Open it to be read from its beginning to its end, by one thread.
+
+        Raises:
+            OSError: It cannot be opened; reading raises it too.
+        """
+        ...
+
+    def read_part(self, start: int, count: int) -> bytes:
+        """Read ``count`` bytes from ``start`` on, or as many as there are. Several threads may.
+
+        Raises:
+            OSError: They cannot be read.
+        """
+        ...
+
+    def is_output(self, output: Output) -> bool:
+        """Tell whether it is the file that an output is to replace."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file on a disk.
+
+    Attributes:
+        name: Its path.
+    """
+
+    name: str
+
+    def stamp(self) -> str:
+        """See ``File.stamp``; a dash where there is no such file."""
+        try:
+            status = os.stat(self.name)  # noqa: PTH116 - a Path for each of a million files costs more than the call
+        except (OSError, ValueError):
+            return "-"
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def size(self) -> int:
+        """See ``File.size``."""
+        return Path(self.name).stat().st_size
+
+    def open(self) -> IO[bytes]:
+        """See ``File.open``. A FIFO or a device is never waited for."""
+        descriptor = self._open()
+        return os.fdopen(descriptor, "rb")
+
+    def read_part(self, start: int, count: int) -> bytes:
+        """See ``File.read_part``."""
+        descriptor = self._open()
+        try:
+            return os.pread(descriptor, count, start)
+        finally:
+            os.close(descriptor)
+
+    def is_output(self, output: Output) -> bool:
+        """See ``File.is_output``."""
+        if not isinstance(output, Path) or not self.name.endswith(output.suffix):
+            return False
+        return output.exists() and Path(self.name).exists() and output.samefile(self.name)
+
+    def _open(self) -> int:
+        try:
+            descriptor = os.open(self.name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        except ValueError as error:
+            raise OSError(f"not a file name: {error}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError("not a regular file")
+        return descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file behind a URL, which is also an ``Item``.
+
+    Attributes:
+        url: Its URL, with whatever it takes to read it.
+        length: Bytes it has, or None where nothing tells.
+        mark: What changes when it is written; empty where it was not asked for yet, a dash where nothing tells.
+    """
+
+    url: str = field(repr=False)
+    length: int | None = None
+    mark: str = ""
+
+    @property
+    def name(self) -> str:
+        """See ``Item.name``: its URL without secrets."""
+        return public_url(self.url)
+
+    def read(self, limits: DecodeLimits) -> bytes:
+        """See ``Item.read``."""
+        check_file_size(self.length or 0, limits)
+        try:
+            data = remote.read_whole(self.url, self.length, limits.file_bytes)
+        except OSError as error:
+            raise ImageError(f"cannot read the file: {error}") from error
+        if len(data) > limits.file_bytes:
+            raise ImageError(f"file has more bytes than the limit of {limits.file_bytes}")
+        return data
+
+    def stamp(self) -> str:
+        """See ``File.stamp``."""
+        return self.mark
+
+    def size(self) -> int | None:
+        """See ``File.size``."""
+        return self.length
+
+    def open(self) -> IO[bytes]:
+        """See ``File.open``."""
+        return remote.open_reading(self.url)
+
+    def read_part(self, start: int, count: int) -> bytes:
+        """See ``File.read_part``."""
+        return remote.read_part(self.url, start, count)
+
+    def is_output(self, output: Output) -> bool:
+        """See ``File.is_output``."""
+        return not isinstance(output, Path) and output.name == self.name
+
+
+def reason_of(error: OSError) -> str:
+    """Return why a file cannot be read, on one line."""
+    return " ".join((error.strerror or str(error) or type(error).__name__).split())[:200]
