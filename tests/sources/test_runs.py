@@ -279,6 +279,28 @@ def test_what_changed_in_s3_is_refused(onnxruntime_bundle: Bundle, bucket: Bucke
     assert "first among 's3://bucket/a.tar'" in done.stderr
 
 
+def test_a_signed_url_is_read_and_its_signature_told_to_nobody(
+    onnxruntime_bundle: Bundle, bucket: Bucket, expected: list[Any], tmp_path: Path
+) -> None:
+    files = files_of()
+    bucket.fill(files)
+
+    def signed(seconds: int) -> list[str]:
+        return [bucket.filesystem.sign(f"bucket/{name}", seconds) for name in files]
+
+    first, second = signed(3600), signed(7200)
+    assert all("Signature=" in url for url in first)
+    assert set(first).isdisjoint(second)
+    killed = run(command(onnxruntime_bundle, first, "rows.jsonl"), 1)
+    assert killed.returncode == -9
+    done = run(command(onnxruntime_bundle, second, "rows.jsonl"))
+    assert done.returncode == 0, done.stderr
+    assert "resuming: 10 images are done already" in done.stderr
+    check(documents((tmp_path / "rows.jsonl").read_bytes()), expected, f"{os.environ['AWS_ENDPOINT_URL']}/bucket/")
+    told = [done.stderr, *(path.read_text() for path in tmp_path.glob(".rows.jsonl.journal/*")), killed.stderr]
+    assert not any("Signature" in text or "AccessKey" in text for text in told)
+
+
 def test_a_bucket_that_is_not_there_and_one_that_is_closed(
     onnxruntime_bundle: Bundle, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,7 @@ WHOLE = member("a.png", b"first") + member("b.png", b"x" * 1000)
         (WHOLE + header("p", 2**60, b"x"), f"damaged tar: a header of {2**60} bytes at byte 3072"),
         (WHOLE + header("p", -512, b"x"), "damaged tar: a header of -512 bytes at byte 3072"),
         (WHOLE + header("c.png", -512), "damaged tar: the size of 'c.png' is -512"),
+        (WHOLE + header("c.png", 2**70), f"damaged tar: the size of 'c.png' is {2**70}"),
         (WHOLE + member("p", b"0 path=x\n", b"x"), "damaged tar: the pax header at byte 2560 is none"),
         (WHOLE + member("p", b"99 path=x\n", b"x"), "damaged tar: the pax header at byte 2560 is none"),
         (WHOLE + member("p", b"path", b"x"), "damaged tar: the pax header at byte 2560 is none"),

@@ -100,7 +100,7 @@ def _files(
     files = []
     for path, info in found.items():
         parts = path.removeprefix(base_path).strip("/").split("/")
-        if info["type"] != "file" or "__MACOSX" in parts or not wanted(path_of(path)):
+        if info.get("type") != "file" or "__MACOSX" in parts or not wanted(path_of(path)):
             continue
         url = start + "/".join(parts) if path.startswith(base_path) else filesystem.unstrip_protocol(path)
         # A listing that has no sizes says nothing of its files: they are asked about one by one.

@@ -33,13 +33,13 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     - a file, directory, list or glob, as ``list_images`` takes them; a list may also hold URLs;
     - ``-``: a list on standard input, separated by NUL bytes if it holds any;
     - a URL: a file, a list, a directory or a glob. Which protocols there are is up to fsspec;
-    - a tar archive (.tar) or a table (.parquet) of images, named, listed or found by a glob that ends so.
+    - a tar archive (.tar) or Parquet file (.parquet) of images, named, listed or found by a glob that ends so.
 
     Shards are in the order of the inputs. What is named twice is taken once, as in ``list_images``.
 
     Args:
         inputs: What the user names.
-        size: Images a shard; an archive is one however many it has.
+        size: Images a shard; a tar archive is one however many it has.
 
     Raises:
         UsageError: An input names nothing.

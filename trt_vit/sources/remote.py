@@ -139,7 +139,7 @@ def read_whole(url: str, size: int | None, limit: int) -> bytes:
         # A web server may send more than it was asked for. The size given here only keeps it from being asked for.
         with filesystem.open(path, "rb", block_size=0, size=size or 1) as stream:
             pieces, left = [], limit + 1
-            while left > 0 and (piece := stream.read(min(left, _PIECE))):
+            while piece := stream.read(min(left, _PIECE)):
                 pieces.append(piece)
                 left -= len(piece)
             return b"".join(pieces)

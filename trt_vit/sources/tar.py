@@ -24,6 +24,8 @@ _LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX = b"L", b"K", (b"x", b"X"), b"g"
 _KEYWORDS = frozenset((b"path", b"size", b"GNU.sparse.name"))
 _SPARSE = "GNU.sparse."
 _DIGITS = 20
+_NO_SIZE = 1 << 60
+"""Bytes that no archive has; a header can claim more than a file can be long."""
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -125,7 +127,7 @@ class TarReader:
 
     def _member(self, block: bytes, info: tarfile.TarInfo, name: str, records: dict[str, str]) -> tuple[Member, int]:
         size = _number(records["size"], name) if "size" in records else info.size
-        if size < 0:
+        if not 0 <= size < _NO_SIZE:
             raise TarError(f"damaged tar: the size of {name!r} is {size}")
         more = info.type == tarfile.GNUTYPE_SPARSE and block[_IS_EXTENDED]
         while more:
