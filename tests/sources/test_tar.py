@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.sources.archives import png, rows_of, tar_of
-from trt_vit.errors import ImageError
+from trt_vit.errors import EnvironmentFault, ImageError
 from trt_vit.images.limits import NO_FURTHER_LIMITS
 from trt_vit.sources import remote, tar_shard
 from trt_vit.sources.files import File, LocalFile, RemoteFile
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_opened_is_one_row(tmp_path: Path) -> None:
     assert read(LocalFile("a\0.tar")) == [("", "cannot read the file: not a file name: embedded null byte")]
 
 
-def test_a_connection_that_breaks_is_a_row_after_those_that_could_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_breaks_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaking(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() >= 1024:
@@ -271,8 +271,10 @@ def test_a_connection_that_breaks_is_a_row_after_those_that_could_be_read(monkey
             return super().read(size)
 
     monkeypatch.setattr(remote, "open_reading", lambda url: Breaking(WHOLE))
-    rows = read(RemoteFile("memory://tar/a.tar"))
-    assert rows == [("::a.png", b"first"), ("", "cannot read the file: timed out")]
+    items = TarShard(RemoteFile("memory://tar/a.tar")).items()
+    assert next(items).read(NO_FURTHER_LIMITS) == b"first"
+    with pytest.raises(EnvironmentFault, match=r"cannot read memory://tar/a\.tar: timed out"):
+        next(items)
 
 
 def test_a_digest_changes_with_the_file(tmp_path: Path) -> None:

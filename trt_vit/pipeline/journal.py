@@ -20,7 +20,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trt_vit.caches import cache_directory
 from trt_vit.errors import ArtifactError, OutputError, UsageError
@@ -279,7 +279,7 @@ def open_journal(
         raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
     with naming(output):
         directory.mkdir(parents=True, exist_ok=True)
-    with hold(directory, part, cast("Path", output)):  # which is only named in messages
+    with hold(directory, part, output):
         if not resume and part.count > 1:
             hint = f"remove {directory} before the first part"
             raise UsageError("--no-resume and --shard do not go together", hint=hint)

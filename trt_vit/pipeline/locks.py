@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from trt_vit.outputs import Output
     from trt_vit.parts import Part
 
 _RUN = "run.lock"
@@ -23,7 +24,7 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
-def hold(directory: Path, part: Part, output: Path) -> Iterator[None]:
+def hold(directory: Path, part: Part, output: Output) -> Iterator[None]:
     """Hold an output for one part of a run, so that no other process does the same shards.
 
     The locks are the kernel's (``flock``): they end with the process, however it ends.
@@ -60,7 +61,7 @@ def planning(directory: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_other_division(directory: Path, part: Part, output: Path) -> None:
+def _refuse_other_division(directory: Path, part: Part, output: Output) -> None:
     for file in directory.glob(_PART.format("*", "*")):
         if file.name.endswith(f"-of-{part.count}.lock"):
             continue
@@ -91,5 +92,5 @@ def _lock(file: Path, *, shared: bool, wait: bool) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _busy(output: Path, why: str) -> OutputError:
+def _busy(output: Output, why: str) -> OutputError:
     return OutputError(f"cannot write {output}: {why}", hint="wait for it, or choose another file with -o")

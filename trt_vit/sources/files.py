@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from trt_vit.errors import ImageError
+from trt_vit.errors import EnvironmentFault, ImageError
 from trt_vit.images.decode import check_file_size
 from trt_vit.sources import remote
 from trt_vit.sources.urls import public_url
@@ -160,6 +160,20 @@ class RemoteFile:
     def is_output(self, output: Output) -> bool:
         """See ``File.is_output``."""
         return not isinstance(output, Path) and output.name == self.name
+
+
+def refuse_to_guess(file: File, error: OSError) -> None:
+    """End the run where a connection breaks in a file of many images, of whose others nothing is known.
+
+    Without them the shard must not be taken for done. What a disk says of a file, and that a file is not there, stays
+    as it is: that is an error row.
+
+    Raises:
+        EnvironmentFault: It is such an error.
+    """
+    if isinstance(error, remote.RemoteError) and not isinstance(error, remote.RemoteMissingError):
+        message = f"cannot read {file.name}: {reason_of(error)}"
+        raise EnvironmentFault(message, hint="run the command again: it goes on where it ended") from error
 
 
 def reason_of(error: OSError) -> str:

@@ -12,7 +12,7 @@ from trt_vit.errors import ImageError, InputError
 from trt_vit.images.decode import check_file_size
 from trt_vit.images.limits import MAX_BYTES
 from trt_vit.outputs import printable
-from trt_vit.sources.files import File, reason_of
+from trt_vit.sources.files import File, reason_of, refuse_to_guess
 from trt_vit.sources.item import BrokenItem, HeldItem
 from trt_vit.sources.urls import SEPARATOR
 
@@ -77,6 +77,8 @@ class ParquetShard:
                 yield self._item(number, cell)
                 number += 1
         except (OSError, ImageError) as error:
+            if isinstance(error, OSError):
+                refuse_to_guess(self.table.file, error)
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             for left in range(number, end):
                 yield BrokenItem(self._name(left), f"cannot read the file: {reason}")

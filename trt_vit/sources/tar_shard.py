@@ -10,7 +10,7 @@ from trt_vit.errors import ImageError
 from trt_vit.images.decode import check_file_size
 from trt_vit.images.limits import MAX_BYTES
 from trt_vit.images.source import is_image
-from trt_vit.sources.files import File, LocalFile, reason_of
+from trt_vit.sources.files import File, LocalFile, reason_of, refuse_to_guess
 from trt_vit.sources.item import BrokenItem, HeldItem
 from trt_vit.sources.tar import Member, TarError, TarReader
 from trt_vit.sources.urls import SEPARATOR
@@ -57,6 +57,9 @@ class TarShard:
     def items(self) -> Iterator[Item]:
         """See ``Shard.items``. What is wrong with the archive is an item of its name, after those that could be read.
 
+        Raises:
+            EnvironmentFault: A connection breaks.
+
         Links, devices and sparse files that are called like images are items whose ``read`` says what they are.
         """
         try:
@@ -68,6 +71,7 @@ class TarShard:
         except TarError as error:
             yield BrokenItem(self.file.name, str(error))
         except OSError as error:
+            refuse_to_guess(self.file, error)
             yield BrokenItem(self.file.name, f"cannot read the file: {reason_of(error)}")
 
     def _item(self, reader: TarReader, member: Member) -> Item:
