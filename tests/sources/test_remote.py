@@ -14,7 +14,7 @@ import pytest
 
 from tests.sources.archives import png, rows_of, table_of, tar_of
 from trt_vit.errors import ImageError, InputError, UsageError
-from trt_vit.images.limits import DecodeLimits
+from trt_vit.images.limits import NO_FURTHER_LIMITS, DecodeLimits
 from trt_vit.sources import remote
 from trt_vit.sources.files import RemoteFile
 from trt_vit.sources.open import open_shards
@@ -201,7 +201,8 @@ def test_many_threads_read_at_once(pages: Pages) -> None:
     for base in (pages.address, "memory://t"):
         found = [RemoteFile(f"{base}/{number}.png") for number in range(40)]
         with ThreadPoolExecutor(8) as threads:
-            assert list(threads.map(RemoteFile.read, found * 3)) == [png(number) for number in range(40)] * 3
+            read = threads.map(lambda file: file.read(NO_FURTHER_LIMITS), found * 3)
+            assert list(read) == [png(number) for number in range(40)] * 3
 
 
 class OddError(Exception):
