@@ -171,6 +171,9 @@ class ClassifySettings(Settings):
         shard: Which part of the run to do where several processes share it, I/N with I from 1 to N; all of it where
             not given.
         shard_size: Images that are written and committed together.
+        distributed: What spreads the run over machines, ``ray``; this process alone where not given.
+        ray_address: Address of the Ray cluster; the variable RAY_ADDRESS where not given, and without either one is
+            started on this machine. There, ``decode_threads`` are of each task that decodes, one where not given.
     """
 
     section = "classify"
@@ -188,6 +191,8 @@ class ClassifySettings(Settings):
     resume: bool = True
     shard: Annotated[Part | None, BeforeValidator(_parse_part)] = None
     shard_size: PositiveInt = 1024
+    distributed: Literal["ray"] | None = None
+    ray_address: str | None = None
 
 
 _SECTIONS: tuple[type[Settings], ...] = (BuildSettings, ClassifySettings)

@@ -51,6 +51,18 @@ def classify(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Do one part of N; the last to end writes the output."),
     ] = None,
+    distributed: Annotated[
+        str | None, typer.Option("--distributed", metavar="ray", help="Spread the run over a Ray cluster.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="Address of the cluster.",
+            show_default="RAY_ADDRESS, or a cluster of this machine",
+        ),
+    ] = None,
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", metavar="FILE", help="A pipeline recipe (.yaml) with any of these.")
     ] = None,
@@ -76,6 +88,8 @@ def classify(
         "max_failures": max_failures,
         "resume": resume,
         "shard": shard,
+        "distributed": distributed,
+        "ray_address": ray_address,
     }
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)
     outcome = classify_inputs(bundle, settings, note)

@@ -66,6 +66,10 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     Raises:
         TrtVitError: Whatever is wrong with the bundle, the inputs, the output or the runtime.
     """
+    if settings.distributed is not None:
+        from trt_vit.distributed.ray import check  # noqa: PLC0415 - it builds on this module, and few runs need it
+
+        check(settings)
     bundle = Bundle.open(bundle_path)
     refuse_unknown_format(settings.output)
     _batch_size(bundle, settings.batch_size)
@@ -95,6 +99,10 @@ def _classify_pending(
 ) -> Summary:
     """Do what is left of this part of a run."""
     options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
+    if settings.distributed is not None:
+        from trt_vit.distributed import ray  # noqa: PLC0415 - as above
+
+        return ray.classify_pending(bundle, settings, shards, journal, options)
     k = journal.plan.settings["top_k"]
     classifier = load_classifier(
         bundle,
