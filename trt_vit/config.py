@@ -187,6 +187,9 @@ class ClassifySettings(Settings):
         shard: Which part of the run to do where several processes share it, I/N with I from 1 to N; all of it where
             not given.
         shard_size: Images that are written and committed together.
+        distributed: What spreads the run over machines, ``ray``; this process alone where not given.
+        ray_address: Address of the Ray cluster; the variable RAY_ADDRESS where not given, and without either one is
+            started on this machine. There, ``decode_threads`` are of each task that decodes, one where not given.
         metrics: File that tells how the run is doing, as OpenMetrics text; none where not given.
         formats: Formats of images that are decoded: jpeg, png, webp, bmp, tiff, gif.
         max_pixels: Largest number of pixels of an image.
@@ -211,6 +214,8 @@ class ClassifySettings(Settings):
     resume: bool = True
     shard: Annotated[Part | None, BeforeValidator(_parse_part)] = None
     shard_size: PositiveInt = 1024
+    distributed: Literal["ray"] | None = None
+    ray_address: str | None = None
     metrics: Path | None = None
     formats: Annotated[frozenset[ImageFormat], Field(min_length=1)] = FORMATS
     max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS

@@ -71,6 +71,18 @@ def classify(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Do one part of N; the last to end writes the output."),
     ] = None,
+    distributed: Annotated[
+        str | None, typer.Option("--distributed", metavar="ray", help="Spread the run over a Ray cluster.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="Address of the cluster.",
+            show_default="RAY_ADDRESS, or a cluster of this machine",
+        ),
+    ] = None,
     metrics: Annotated[
         Path | None, typer.Option("--metrics", metavar="FILE", help="Tell monitoring how it goes, as OpenMetrics text.")
     ] = None,
@@ -101,6 +113,8 @@ def classify(
         "max_failures": max_failures,
         "resume": resume,
         "shard": shard,
+        "distributed": distributed,
+        "ray_address": ray_address,
         "metrics": metrics,
     }
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)

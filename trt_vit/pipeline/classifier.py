@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trt_vit.images.limits import NO_FURTHER_LIMITS
+from trt_vit.pipeline.stages import ON_THREADS, Decoding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trt_vit.images.limits import DecodeLimits
     from trt_vit.images.preprocess import Preprocessor
     from trt_vit.images.preprocessing import Decode
     from trt_vit.runtime.protocol import Runtime
@@ -28,9 +27,7 @@ class Classifier:
         k: Predictions a row, at most the number of classes.
         decode_threads: Threads that read, decode and preprocess.
         decode: Where JPEGs are decoded if the engine is on a GPU.
-        limits: What an image may be and take.
-        workers: Processes that decode, or 0 where the threads do it.
-        worker_bytes: Memory that decoding one image may take in such a process.
+        decoding: How images are decoded on the CPU.
     """
 
     preprocessor: Preprocessor
@@ -40,9 +37,7 @@ class Classifier:
     k: int
     decode_threads: int
     decode: Decode = "exact"
-    limits: DecodeLimits = NO_FURTHER_LIMITS
-    workers: int = 0
-    worker_bytes: int = 2**31
+    decoding: Decoding = ON_THREADS
 
     @property
     def on_gpu(self) -> bool:

@@ -20,6 +20,7 @@ from trt_vit.pipeline.plan import SHARD_SIZE, Plan
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
 from trt_vit.pipeline.sinks import refuse_unknown_format
+from trt_vit.pipeline.stages import Decoding
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     from trt_vit.config import ClassifySettings
     from trt_vit.images.preprocessing import Decode
     from trt_vit.outputs import Output
+    from trt_vit.pipeline.progress import OnRows
     from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
     from trt_vit.sources.shard import Shard
+
+    Run = Callable[[OnRows], Summary]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     Raises:
         TrtVitError: Whatever is wrong with the bundle, the inputs, the output or the runtime.
     """
+    if settings.distributed is not None:
+        from trt_vit.distributed.ray import check  # noqa: PLC0415 - it builds on this module, and few runs need it
+
+        check(settings)
     bundle = Bundle.open(bundle_path)
     refuse_unknown_format(settings.output)
     _batch_size(bundle, settings.batch_size)
@@ -112,6 +120,36 @@ def _classify_pending(
 ) -> Summary:
     """Do what is left of this part of a run."""
     options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
+    if settings.distributed is not None:
+        from trt_vit.distributed import ray  # noqa: PLC0415 - as above
+
+        def run_there(on_rows: OnRows) -> Summary:
+            return ray.classify_pending(bundle, settings, shards, journal, options, on_rows=on_rows)
+
+        run: Run = run_there
+    else:
+        run = _load_here(bundle, settings, shards, journal, note)
+    counts = [shards[number].images for number in journal.pending]
+    total = None if None in counts else sum(count or 0 for count in counts)
+    metrics = _open_metrics(bundle, settings, total, journal)
+    with report_progress(total) as tell:
+
+        def on_rows(rows: Sequence[Row]) -> None:
+            tell(rows)
+            if metrics is not None:
+                metrics.add(rows)
+
+        summary = run(on_rows)
+    if metrics is not None:
+        metrics.finish(summary)
+    return summary
+
+
+def _load_here(
+    bundle: Bundle, settings: ClassifySettings, shards: Sequence[Shard], journal: Journal, note: Callable[[str], None]
+) -> Run:
+    """Load the engine in this process, and return what does the shards with it that are not done."""
+    options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
     k = journal.plan.settings["top_k"]
     classifier = load_classifier(
         bundle,
@@ -121,32 +159,24 @@ def _classify_pending(
         decode=settings.decode,
         gpus=settings.gpus,
     )
-    classifier = replace(
-        classifier,
-        limits=settings.limits,
-        workers=settings.decode_workers,
-        worker_bytes=settings.decode_memory_mib * 2**20,
-    )
+    classifier = replace(classifier, decoding=decoding_of(settings))
     _note_surprises(bundle, classifier, options, note)
-    pending = journal.pending
-    counts = [shards[number].images for number in pending]
-    total = None if None in counts else sum(count or 0 for count in counts)
-    feed = Feed(shards, pending)
-    metrics = _open_metrics(bundle, settings, total, journal)
-    with report_progress(total) as tell, open_shard_sink(journal, feed, k) as sink:
 
-        def on_rows(rows: Sequence[Row]) -> None:
-            tell(rows)
-            if metrics is not None:
-                metrics.add(rows)
+    def run(on_rows: OnRows) -> Summary:
+        feed = Feed(shards, journal.pending)
+        with open_shard_sink(journal, feed, k) as sink:
+            summary = classify(feed.items(), classifier, sink, on_rows)
+        if settings.decode == "fast" and classifier.on_gpu:
+            decoded = summary.gpu_decoded
+            note(f"decoded: {decoded} on the GPU, {summary.images - decoded} on the CPU or not at all")
+        return summary
 
-        summary = classify(feed.items(), classifier, sink, on_rows)
-    if metrics is not None:
-        metrics.finish(summary)
-    if settings.decode == "fast" and classifier.on_gpu:
-        decoded = f"{summary.gpu_decoded} on the GPU, {summary.images - summary.gpu_decoded} on the CPU or not at all"
-        note(f"decoded: {decoded}")
-    return summary
+    return run
+
+
+def decoding_of(settings: ClassifySettings) -> Decoding:
+    """Return how a run's images are decoded on a CPU."""
+    return Decoding(settings.limits, settings.decode_workers, settings.decode_memory_mib * 2**20)
 
 
 def _open_metrics(

@@ -47,7 +47,7 @@ def open_cpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> 
     decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
     lane_threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
     try:
-        with open_opener(classifier) as opener:
+        with open_opener(classifier.decoding) as opener:
             yield CpuLanes(classifier, opener, slots, decoders, lane_threads, free_lanes, timeline)
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)

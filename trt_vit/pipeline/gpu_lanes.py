@@ -59,7 +59,7 @@ def open_gpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> 
     decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
     lanes: list[_GpuLane] = []
     try:
-        with open_opener(classifier) as opener:
+        with open_opener(classifier.decoding) as opener:
             for runtime in classifier.runtimes:
                 for number, lane in enumerate(runtime.gpu_lanes):
                     with lane.device.current():

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from trt_vit.images.limits import DecodeLimits
     from trt_vit.images.preprocess import Preprocessor
-    from trt_vit.pipeline.classifier import Classifier
     from trt_vit.sources.item import Item
 
 CPU_STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
@@ -80,16 +79,35 @@ IN_THIS_PROCESS = Opener(NO_FURTHER_LIMITS, decode)
 """How images are read and decoded where nothing else is said."""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How images are decoded on a CPU.
+
+    Attributes:
+        limits: What an image may be and take.
+        workers: Processes that decode, or 0 where the threads do it.
+        worker_bytes: Memory that decoding one image may take in such a process.
+    """
+
+    limits: DecodeLimits = NO_FURTHER_LIMITS
+    workers: int = 0
+    worker_bytes: int = 2**31
+
+
+ON_THREADS = Decoding()
+"""How images are decoded where nothing else is said."""
+
+
 @contextmanager
-def open_opener(classifier: Classifier) -> Iterator[Opener]:
+def open_opener(how: Decoding) -> Iterator[Opener]:
     """Start the processes that decode, if there are to be any, and end them with the block.
 
     Raises:
         UsageError: There is a limit of time, and no process to keep it.
         EnvironmentFault: A process does not start.
     """
-    with decoding(classifier.limits, classifier.workers, classifier.worker_bytes) as decode:
-        yield Opener(classifier.limits, decode)
+    with decoding(how.limits, how.workers, how.worker_bytes) as decode_one:
+        yield Opener(how.limits, decode_one)
 
 
 @dataclass(slots=True)

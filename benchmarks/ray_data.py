@@ -1,0 +1,148 @@
+"""A Ray cluster of one machine against the same run without it, on the same cores.
+
+    python benchmarks/ray_data.py [--images DIR] [--rounds 3] [--output FILE.json]
+
+Each contender is ``trt-vit classify`` as a process of its own, on few images and on many: what it takes longer for the
+many is what the images cost, and the rest is the start (of Python, the engine, and Ray's workers; the cluster
+itself is started before). Contenders run in turn within a round, so that a machine whose speed drifts slows them alike;
+what is reported is the median over the rounds of the ratio within a round. Two models:
+
+    vit-base       ViT-B/16 with random weights: the engine is what takes the time
+    vit-cifar10    the bundled checkpoint: decoding is
+
+This is not benchmarks/ray.py: Python would take that for Ray itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from photos import photos
+from vit_base import write_checkpoint
+
+from trt_vit.config import BuildSettings
+from trt_vit.engine.build import build
+from trt_vit.engine.progress import Quiet
+from trt_vit.profile.machine import environment
+from trt_vit.runtime.cpu import usable_cores
+from trt_vit.runtime.openvino import supports_bf16
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trt_vit.engine.bundle import Bundle
+
+PHOTOS = 250
+SIZES = {"vit-base": (32, 160), "vit-cifar10": (500, 4000)}
+"""Images of the short and of the long run."""
+SHARD = 32
+"""Images a shard: so few that a short run has one for each core."""
+TARGET = 0.85
+CIFAR10 = Path(__file__).parents[1] / "examples" / "vit-cifar10"
+
+
+def main() -> None:
+    """Measure both models and print the table."""
+    arguments = parse_arguments()
+    ray.init("local", num_cpus=usable_cores(), include_dashboard=False, log_to_driver=False)
+    address = ray.get_runtime_context().gcs_address
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        paths = photos(arguments.images, work, PHOTOS)
+        models = {
+            model: measure(bundle, paths, SIZES[model], address, work, arguments.rounds)
+            for model, bundle in bundles(work).items()
+        }
+    print(f"\n{'':<14}{'local, images/s':>17}{'Ray, images/s':>15}{'Ray / local':>13}{'lowest':>8}{'highest':>9}")
+    for model, found in models.items():
+        local, spread = (statistics.median(found["images_per_second"][name]) for name in ("local", "ray"))
+        ratios = found["ratios"]
+        middle = statistics.median(ratios)
+        print(f"{model:<14}{local:>17.1f}{spread:>15.1f}{middle:>13.3f}{min(ratios):>8.3f}{max(ratios):>9.3f}")
+    print(f"target: {TARGET}; load average over the last minutes: {os.getloadavg()[1]:.1f} on {usable_cores()} cores")
+    results = {"environment": environment(), "ray": ray.__version__, "models": models}
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--images", type=Path, help="directory of photos")
+    parser.add_argument("--rounds", type=int, default=3, help="times each contender runs")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    return parser.parse_args()
+
+
+def bundles(work: Path) -> dict[str, Bundle]:
+    """Build the models for OpenVINO, ViT-B/16 in bf16 where the CPU has it."""
+    base = BuildSettings(
+        source=str(write_checkpoint(work / "vit-base")),
+        output=work / "vit-base.bundle",
+        precision="bf16" if supports_bf16() else "fp32",
+        runtime="openvino",
+    )
+    small = BuildSettings(source=str(CIFAR10), output=work / "vit-cifar10.bundle", runtime="openvino")
+    return {"vit-base": build(base, Quiet()), "vit-cifar10": build(small, Quiet())}
+
+
+def measure(
+    bundle: Bundle, paths: Sequence[str], sizes: tuple[int, int], address: str, work: Path, rounds: int
+) -> dict[str, Any]:
+    """Run both contenders once a round, and return images per second, the ratios, and seconds to start."""
+    inputs = [many(paths, size, work / f"{bundle.path.stem}-{size}") for size in sizes]
+    contenders = {"local": [], "ray": ["--distributed", "ray", "--ray-address", address]}
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    starts: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, flags in contenders.items():
+            short, long = (run(bundle, images, flags, work / "out.jsonl") for images in inputs)
+            each = (long - short) / (sizes[1] - sizes[0])
+            rates[name].append(1 / each)
+            starts[name].append(short - sizes[0] * each)
+        print(
+            f"{bundle.path.stem}, round {number + 1}: "
+            + ", ".join(
+                f"{name} {rate[-1]:.1f} images/s after {starts[name][-1]:.1f} s" for name, rate in rates.items()
+            ),
+            flush=True,
+        )
+    ratios = [spread / local for spread, local in zip(rates["ray"], rates["local"], strict=True)]
+    return {"images": list(sizes), "images_per_second": rates, "start_seconds": starts, "ratios": ratios}
+
+
+def many(paths: Sequence[str], count: int, directory: Path) -> Path:
+    """Return a directory that has the photos so often that there are ``count``."""
+    directory.mkdir()
+    for number in range(count):
+        source = Path(paths[number % len(paths)]).resolve()
+        (directory / f"{number:06}{source.suffix}").symlink_to(source)
+    return directory
+
+
+def run(bundle: Bundle, images: Path, flags: Sequence[str], output: Path) -> float:
+    """Classify a directory in a process of its own, and return the seconds it took.
+
+    Its session is its own, as those of Ray's workers are: Linux divides a busy machine by sessions.
+    """
+    command = [sys.executable, "-m", "trt_vit", "classify", str(bundle.path), str(images), "-o", str(output)]
+    variables = {**os.environ, "TRT_VIT_SHARD_SIZE": str(SHARD)}
+    started = time.perf_counter()
+    subprocess.run(
+        [*command, "--no-resume", *flags], check=True, capture_output=True, start_new_session=True, env=variables
+    )
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What workers do, without anything that spreads them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from trt_vit.distributed import worker
+from trt_vit.distributed.worker import Engine, Fault, Piece, Site, bundle_files, decode_shard, look, piece_size
+from trt_vit.errors import ArtifactError, EnvironmentFault, InputError
+from trt_vit.images.source import list_images
+from trt_vit.pipeline.classify import load_classifier
+from trt_vit.pipeline.run import classify
+from trt_vit.pipeline.stages import ON_THREADS
+from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.sources.item import FileItem
+from trt_vit.sources.shard import FileShard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from trt_vit.engine.bundle import Bundle
+    from trt_vit.pipeline.rows import Row
+
+OPTIONS = RuntimeOptions(batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def _stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker goes to where the driver stands; these tests come back from there."""
+    monkeypatch.chdir(tmp_path)
+    worker._preprocessor.cache_clear()
+
+
+@pytest.fixture
+def paths(images: Path, tmp_path: Path) -> list[str]:
+    """The images, with two among them that cannot be used."""
+    copy = shutil.copytree(images, tmp_path / "images")
+    (copy / "kind 0" / "broken.jpg").write_bytes(b"\xff\xd8\xffnot a picture")
+    (copy / "kind 2" / "empty.png").touch()
+    return list_images([str(copy)])
+
+
+def site_of(bundle: Bundle, directory: Path) -> Site:
+    return Site(directory, bundle.path, bundle.sha256)
+
+
+def rows_of(bundle: Bundle, site: Site, paths: list[str], size: int, threads: int = 1) -> list[Row]:
+    """Decode and classify as one worker after the other would."""
+    engine = Engine(site, OPTIONS, 5)
+    shard = FileShard(paths, 0, len(paths))
+    decoded = decode_shard(site, (3, shard), size, threads, ON_THREADS)
+    pieces = [engine.classify(piece, pixels) for piece, pixels in decoded]
+    assert [piece.shard for piece in pieces] == [3] * len(pieces)
+    assert [piece.first for piece in pieces] == list(range(0, len(paths), size))
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    return [row for piece in pieces for row in piece.rows]
+
+
+class Kept:
+    """A sink that keeps the rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self.rows += rows
+
+    def close(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+@pytest.mark.parametrize("size", [4, 8, 13, 64])
+def test_pieces_have_the_rows_of_the_pipeline(
+    openvino_bundle: Bundle, paths: list[str], tmp_path: Path, size: int
+) -> None:
+    kept = Kept()
+    classify(map(FileItem, paths), load_classifier(openvino_bundle, OPTIONS, k=5), kept, lambda _rows: None)
+    assert rows_of(openvino_bundle, site_of(openvino_bundle, tmp_path), paths, size, threads=2) == kept.rows
+    assert sum(row.error is not None for row in kept.rows) == 2
+
+
+def test_a_piece_in_which_nothing_can_be_used_is_not_inferred(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number}.jpg") for number in range(5)]
+    site = site_of(openvino_bundle, tmp_path)
+    piece, pixels = next(decode_shard(site, (0, FileShard(names, 0, 5)), 8, 1, ON_THREADS))
+    found = Engine(site, OPTIONS, 5).classify(piece, pixels)
+    assert [row.path for row in found.rows] == names
+    assert all("No such file" in (row.error or "") for row in found.rows)
+    assert found.seconds["infer"] == 0
+    assert found.seconds["read"] > 0
+
+
+def test_a_shard_without_images_has_one_piece_that_is_empty(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    pieces = list(decode_shard(site_of(openvino_bundle, tmp_path), (7, FileShard([], 0, 0)), 8, 1, ON_THREADS))
+    assert [(piece.first, piece.names, piece.last) for piece, _ in pieces] == [(0, [], True)]
+    assert pieces[0][1].shape == (0, 3, 32, 32)
+
+
+@dataclass(frozen=True)
+class FailingShard(FileShard):
+    """Files whose list ends with an error."""
+
+    def items(self) -> Iterator[FileItem]:
+        yield from super().items()
+        raise InputError("the list has gone", hint="put it back")
+
+
+def test_what_ends_a_shard_reaches_the_driver(openvino_bundle: Bundle, paths: list[str], tmp_path: Path) -> None:
+    site = site_of(openvino_bundle, tmp_path)
+    engine = Engine(site, OPTIONS, 5)
+    pieces = [engine.classify(*pair) for pair in decode_shard(site, (0, FailingShard(paths, 0, 9)), 4, 1, ON_THREADS)]
+    assert [piece.fault for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].fault == Fault(InputError, "the list has gone", "put it back")
+    assert pieces[-1].rows == []
+    with pytest.raises(InputError, match=r"the list has gone \(put it back\)"):
+        pieces[-1].fault.throw()
+
+
+def test_an_engine_that_does_not_load_is_the_fault_of_each_piece(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    copy = shutil.copytree(openvino_bundle.path, tmp_path / "bundle")
+    (copy / "engine.bin").write_bytes(b"changed")
+    engine = Engine(Site(tmp_path, copy, openvino_bundle.sha256), OPTIONS, 5)
+    found = engine.classify(Piece(0, 0, ["a.jpg"], [None]), np.zeros((1, 3, 32, 32), np.float32))
+    assert found.fault is not None
+    assert found.fault.kind is ArtifactError
+    assert str(copy) in found.fault.message
+
+
+def test_a_worker_stands_where_the_driver_does(openvino_bundle: Bundle, paths: list[str], tmp_path: Path) -> None:
+    shard = FileShard(["images/kind 0/image00.jpg"], 0, 1)
+    digest = shard.digest()
+    (tmp_path / "elsewhere").mkdir()
+    site = site_of(openvino_bundle, tmp_path)
+    assert look(site, shard, digest) == (None, True)
+    fault, _ = look(replace(site, directory=tmp_path / "elsewhere"), shard, digest)
+    assert fault is not None
+    assert fault.kind is InputError
+    assert "'images/kind 0/image00.jpg' as this machine does" in fault.message
+
+
+def test_a_worker_says_what_it_lacks(openvino_bundle: Bundle, tmp_path: Path) -> None:
+    shard = FileShard([], 0, 0)
+    site = site_of(openvino_bundle, tmp_path)
+    gone, _ = look(replace(site, directory=tmp_path / "gone"), shard, shard.digest())
+    assert gone == Fault(
+        InputError,
+        f"a worker does not see {tmp_path / 'gone'}: No such file or directory",
+        "run from a directory that all machines of the cluster share",
+    )
+    older, _ = look(replace(site, version="0.0.9"), shard, shard.digest())
+    assert older is not None
+    assert older.kind is EnvironmentFault
+    assert look(replace(site, bundle=tmp_path / "gone"), shard, shard.digest()) == (None, False)
+    assert look(replace(site, sha256="of another"), shard, shard.digest()) == (None, False)
+
+
+def test_a_bundle_that_is_not_seen_is_fetched_once(
+    openvino_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fetched: list[str] = []
+    found: list[str] = []
+
+    def fetch() -> dict[str, bytes]:
+        fetched.append("")
+        return bundle_files(openvino_bundle)
+
+    site = Site(tmp_path, tmp_path / "gone", openvino_bundle.sha256, fetch)
+    threads = [threading.Thread(target=lambda: found.append(site.open_bundle().sha256)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [openvino_bundle.sha256] * 4
+    assert len(fetched) == 1
+    site.open_bundle().verify()
+    assert not site.open_bundle().path.is_relative_to(openvino_bundle.path)
+
+
+def test_a_bundle_that_cannot_be_kept_says_so(
+    openvino_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def full() -> dict[str, bytes]:
+        raise OSError("no room")
+
+    with pytest.raises(EnvironmentFault, match=r"a worker cannot keep the bundle in .*cache"):
+        Site(tmp_path, tmp_path / "gone", openvino_bundle.sha256, full).open_bundle()
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, 64), (8, 64), (24, 48), (64, 64), (128, 128)])
+def test_a_piece_is_of_whole_batches(batch: int, size: int) -> None:
+    assert piece_size(batch) == size

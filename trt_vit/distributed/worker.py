@@ -1,0 +1,324 @@
+"""What the workers of a cluster do: decode the images of a shard, and run engines on what others have decoded.
+
+Nothing here knows what brings the work: trt_vit/distributed/ray.py does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trt_vit import __version__
+from trt_vit.caches import FileCache, cache_directory, make_private
+from trt_vit.engine.bundle import MANIFEST, Bundle
+from trt_vit.errors import EnvironmentFault, InputError, TrtVitError
+from trt_vit.images.preprocess import Preprocessor
+from trt_vit.pipeline.classify import load_classifier
+from trt_vit.pipeline.lanes import failed_rows, make_rows
+from trt_vit.pipeline.run import batched
+from trt_vit.pipeline.stages import CPU_STAGES, StageSeconds, load_image, open_opener
+from trt_vit.pipeline.topk import top_k
+from trt_vit.sources.item import FileItem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from trt_vit.pipeline.rows import Row
+    from trt_vit.pipeline.stages import Decoding, LoadedImage
+    from trt_vit.runtime.protocol import Lane, RuntimeOptions
+    from trt_vit.sources.shard import Shard
+
+    Pixels = NDArray[np.float32]
+
+PIECE_IMAGES = 64
+"""Images that an engine is given at once, or a batch of them where that is larger: less costs more to bring."""
+_BUNDLES_BYTES = 32 << 30
+"""Bytes of bundles that a machine keeps."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error of ours, on its way to the driver."""
+
+    kind: type[TrtVitError]
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: TrtVitError) -> Fault:
+        """Pack an error."""
+        return cls(type(error), error.message, error.hint)
+
+    def throw(self) -> None:
+        """Raise it again."""
+        raise self.kind(self.message, hint=self.hint)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every worker has to find where it runs.
+
+    Attributes:
+        directory: Where the driver stands: relative paths are meant from there.
+        bundle: The bundle's directory.
+        sha256: Its digest.
+        fetch: Returns the bundle's files, for machines that do not see it; None where all do.
+        version: Version of the driver's trt_vit.
+    """
+
+    directory: Path
+    bundle: Path
+    sha256: str
+    fetch: Callable[[], Mapping[str, bytes]] | None = field(default=None, compare=False)
+    version: str = __version__
+
+    def stand(self) -> None:
+        """Go to where the driver stands.
+
+        Raises:
+            InputError: There is no such place.
+            EnvironmentFault: The versions differ.
+        """
+        if self.version != __version__:
+            message = f"a worker has trt_vit {__version__}, the driver {self.version}"
+            raise EnvironmentFault(message, hint="install the same version on all machines of the cluster")
+        try:
+            os.chdir(self.directory)
+        except OSError as error:
+            hint = "run from a directory that all machines of the cluster share"
+            raise InputError(f"a worker does not see {self.directory}: {error.strerror}", hint=hint) from error
+
+    def sees_bundle(self) -> bool:
+        """Tell whether the bundle lies here too."""
+        try:
+            return Bundle.open(self.bundle).sha256 == self.sha256
+        except TrtVitError:
+            return False
+
+    def open_bundle(self) -> Bundle:
+        """Open the bundle where it lies, or in this machine's cache, where the first to need it puts it.
+
+        Raises:
+            TrtVitError: It is in neither place.
+        """
+        if self.fetch is None or self.sees_bundle():
+            return Bundle.open(self.bundle)
+        kept = FileCache(cache_directory() / "bundles", _BUNDLES_BYTES)
+        make_private(kept.directory)
+        with (kept.directory / f"{self.sha256}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = kept.get(self.sha256, Bundle.open)
+            if found is None:
+                kept.put(self.sha256, self._save)
+                found = kept.get(self.sha256, Bundle.open)
+        if found is None or found.sha256 != self.sha256:
+            hint = "put the bundle where all machines of the cluster see it"
+            raise EnvironmentFault(f"a worker cannot keep the bundle in {kept.directory}", hint=hint)
+        return found
+
+    def _save(self, directory: Path) -> None:
+        files = self.fetch() if self.fetch is not None else {}
+        for name, data in files.items():
+            (directory / name).write_bytes(data)
+
+
+def bundle_files(bundle: Bundle) -> dict[str, bytes]:
+    """Return all files of a bundle, compared with its manifest."""
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    return {**files, MANIFEST: (bundle.path / MANIFEST).read_bytes()}
+
+
+def look(site: Site, shard: Shard, digest: str) -> tuple[Fault | None, bool]:
+    """Tell what is wrong where this runs, and whether the bundle lies here.
+
+    Args:
+        site: What has to be found.
+        shard: Images that have to be seen.
+        digest: What the driver has found of them.
+    """
+    try:
+        site.stand()
+        if shard.digest() != digest:
+            message = f"a worker does not see {shard.describe()} as this machine does"
+            raise InputError(message, hint="name the images by paths that all machines of the cluster share")
+    except TrtVitError as error:
+        return Fault.of(error), False
+    return None, site.sees_bundle()
+
+
+@dataclass
+class Piece:
+    """Some images of a shard, on their way from one stage to the next.
+
+    Attributes:
+        shard: The shard's number.
+        first: Number of the first image within the shard.
+        names: What the rows call the images.
+        errors: Why an image cannot be used, or None.
+        last: Whether the shard has no more images.
+        seconds: How long each stage was busy.
+        rows: The rows, once there are any.
+        fault: What has ended the shard instead.
+    """
+
+    shard: int
+    first: int
+    names: list[str] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+    last: bool = False
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CPU_STAGES, 0.0))
+    rows: list[Row] = field(default_factory=list)
+    fault: Fault | None = None
+
+
+@lru_cache(maxsize=1)
+def _preprocessor(site: Site) -> tuple[Preprocessor, tuple[int, int, int]]:
+    """Return a bundle's preprocessing, and the shape of what it makes; kept for the next shard."""
+    site.stand()
+    bundle = site.open_bundle()
+    model = bundle.manifest.model
+    return Preprocessor(bundle.preprocessing(), (model.height, model.width)), model.image_shape
+
+
+def piece_size(batch_size: int) -> int:
+    """Return how many images a piece has: whole batches."""
+    return batch_size * max(1, PIECE_IMAGES // batch_size)
+
+
+def decode_shard(
+    site: Site, numbered: tuple[int, Shard], size: int, threads: int, decoding: Decoding
+) -> Iterator[tuple[Piece, Pixels]]:
+    """Read, decode and preprocess the images of a shard, a piece ahead of who takes them.
+
+    The last piece is marked; it may be empty. An error that is no image's ends the shard with a piece that has it.
+
+    Args:
+        site: Where the preprocessing comes from.
+        numbered: The shard's number, and its images.
+        size: Images a piece.
+        threads: Threads to decode on.
+        decoding: How they decode.
+
+    Returns:
+        Pieces, and their pixels, float32 [images, 3, height, width].
+    """
+    number, shard = numbered
+    under_way: _Decoding | None = None
+    first = 0
+    try:
+        preprocessor, shape = _preprocessor(site)
+        with ThreadPoolExecutor(threads) as pool, open_opener(decoding) as opener:
+            for items in batched(shard.items(), size):
+                pixels = np.empty((len(items), *shape), dtype=np.float32)
+                loads = [
+                    pool.submit(load_image, item, opener, preprocessor, out)
+                    for item, out in zip(items, pixels, strict=True)
+                ]
+                if under_way is not None:
+                    yield under_way.finish(last=False)
+                under_way = _Decoding(Piece(number, first, [item.name for item in items]), pixels, loads)
+                first += len(items)
+            if under_way is None:
+                under_way = _Decoding(Piece(number, 0), np.empty((0, *shape), dtype=np.float32), [])
+            yield under_way.finish(last=True)
+    except TrtVitError as error:
+        yield Piece(number, first, fault=Fault.of(error)), np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A piece whose images are being decoded."""
+
+    piece: Piece
+    pixels: Pixels
+    loads: Sequence[Future[LoadedImage]]
+
+    def finish(self, *, last: bool) -> tuple[Piece, Pixels]:
+        """Wait for its images."""
+        for load in self.loads:
+            image = load.result()
+            self.piece.errors.append(image.error)
+            for stage, seconds in image.seconds.seconds.items():
+                self.piece.seconds[stage] += seconds
+        self.piece.last = last
+        return self.piece, self.pixels
+
+
+class Engine:
+    """A bundle's engine, loaded once for all pieces that come to this worker. Several may come at once.
+
+    What cannot be loaded is the fault of every piece, so that the driver hears of it as of any other.
+
+    Args:
+        site: Where the bundle is.
+        options: How it is loaded.
+        k: Predictions an image.
+    """
+
+    def __init__(self, site: Site, options: RuntimeOptions, k: int) -> None:
+        self.fault: Fault | None = None
+        try:
+            site.stand()
+            self._classifier = load_classifier(site.open_bundle(), options, k=k, gpus=1)
+        except TrtVitError as error:
+            self.fault = Fault.of(error)
+            return
+        runtime = self._classifier.runtimes[0]
+        self._threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in runtime.lanes:
+            self._free.put(lane)
+
+    def classify(self, piece: Piece, pixels: Pixels) -> Piece:
+        """Give a piece its rows.
+
+        Args:
+            piece: Decoded images.
+            pixels: float32 [images, 3, height, width].
+        """
+        piece.fault = piece.fault or self.fault
+        if piece.fault is not None:
+            return piece
+        size = self._classifier.batch_size
+        try:
+            running = [
+                self._threads.submit(self._run_batch, piece, slice(first, first + size), pixels)
+                for first in range(0, len(piece.names), size)
+            ]
+            for batch in running:
+                rows, seconds = batch.result()
+                piece.rows += rows
+                for stage, value in seconds.seconds.items():
+                    piece.seconds[stage] += value
+        except TrtVitError as error:
+            piece.fault = Fault.of(error)
+        return piece
+
+    def _run_batch(self, piece: Piece, part: slice, pixels: Pixels) -> tuple[list[Row], StageSeconds]:
+        """Infer a batch and make rows of the logits."""
+        seconds = StageSeconds(CPU_STAGES)
+        items, errors = [FileItem(name) for name in piece.names[part]], piece.errors[part]
+        if None not in errors:
+            return failed_rows(items, errors), seconds
+        lane = self._free.get()
+        try:
+            with seconds.timing("infer"):
+                logits = lane.infer(pixels[part])
+        finally:
+            self._free.put(lane)
+        with seconds.timing("top_k"):
+            finite = np.all(np.isfinite(logits), axis=1)
+            best = top_k(np.where(finite[:, np.newaxis], logits, 0), self._classifier.k)
+            rows = make_rows(items, errors, finite, (best.indices, best.probabilities), self._classifier.labels)
+        return rows, seconds
