@@ -21,7 +21,8 @@ import numpy as np
 from trt_vit import interrupts
 from trt_vit.cli import main
 from trt_vit.errors import EnvironmentFault
-from trt_vit.pipeline import classify, stages
+from trt_vit.images import workers
+from trt_vit.pipeline import classify
 from trt_vit.runtime.protocol import EngineStatistics
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def install(faults: Faults) -> None:
 
     vars(classify)["open_runtime"] = open_runtime
     if faults.hang == "decode":
-        vars(stages)["decode"] = lambda _data: threading.Event().wait()
+        vars(workers)["decode"] = lambda _data, limits: threading.Event().wait()
     if faults.leave_within:
         interrupts.TERM_SECONDS = interrupts.ABORT_SECONDS = faults.leave_within
     if faults.file_bytes:
