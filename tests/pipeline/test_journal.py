@@ -397,6 +397,20 @@ def test_a_journal_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     assert [file.name for file in target.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("what", ["directory", "fifo", "device"])
+def test_an_output_that_is_no_file_is_refused_before_anything_is_done(tmp_path: Path, what: str) -> None:
+    output = tmp_path / "o.jsonl"
+    if what == "directory":
+        output.mkdir()
+    elif what == "fifo":
+        os.mkfifo(output)
+    else:
+        output.symlink_to("/dev/null")
+    with pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: it is not a file"), opened(output, plan(1)):
+        pass
+    assert list(tmp_path.iterdir()) == [output]
+
+
 def test_a_journal_that_is_a_file_is_named(tmp_path: Path) -> None:
     directory_of(tmp_path / "o.jsonl").write_text("")
     with (
