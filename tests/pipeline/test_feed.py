@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -177,6 +178,7 @@ def interrupted_at(line: int, run: Callable[[], None]) -> bool:
 
     with EndAt(line, interrupt) as trace, suppress(KeyboardInterrupt):
         run()
+    gc.collect()  # a lock ends with its file, and that with what the interrupt has left of it in a cycle
     return trace.left <= 0
 
 
