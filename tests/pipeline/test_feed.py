@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import tempfile
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +30,7 @@ from trt_vit.pipeline.stages import StageSeconds
 from trt_vit.sources.item import FileItem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from trt_vit.outputs import Output
@@ -135,53 +138,91 @@ def test_rows_find_their_shards(sizes: list[int], batch: int, depth: int, done: 
         assert output.read_text() == "".join(line_of(name) for shard in shards for name in shard.names)
 
 
-class InterruptAt:
-    """Raises KeyboardInterrupt in the n-th line of the pipeline's code that is run, as a signal may at any."""
+class EndAt:
+    """Ends in the n-th line of the pipeline's code that is run, as a signal may at any."""
 
-    def __init__(self, line: int) -> None:
+    def __init__(self, line: int, end: Callable[[], None]) -> None:
         self.left = line
+        self._end = end
 
-    def __call__(self, frame: FrameType, event: str, _argument: Any) -> InterruptAt | None:
+    def __call__(self, frame: FrameType, event: str, _argument: Any) -> EndAt | None:
         if "/trt_vit/" not in frame.f_code.co_filename:
             return None
         if event == "line":
             self.left -= 1
             if self.left == 0:
-                raise KeyboardInterrupt
+                self._end()
         return self
 
+    def __enter__(self) -> Self:
+        self._before = sys.gettrace()
+        sys.settrace(self)
+        return self
 
-@pytest.mark.parametrize(
-    ("sizes", "batch", "depth", "step"), [((5, 0, 3, 4), 2, 3, 13), ((4, 4, 4), 4, 2, 7), ((2, 1), 1, 1, 3)]
-)
-def test_an_interrupt_at_any_line_commits_nothing_that_is_not_whole(
-    sizes: tuple[int, ...], batch: int, depth: int, step: int, tmp_path: Path
-) -> None:
-    """Interrupts the run at a line, lets it drain, and goes on; then some lines later, until it is not interrupted."""
-    shards = [ListShard(number, size) for number, size in enumerate(sizes)]
-    line, interrupted = 1, 0
-    while True:
-        output = tmp_path / f"{line}.jsonl"
-        with open_journal(output, plan_of(shards), Part(), print, resume=True) as journal:
-            trace = InterruptAt(line)
-            before = sys.gettrace()
-            sys.settrace(trace)
-            try:
-                with suppress(KeyboardInterrupt):
-                    classify(shards, journal, batch, depth)
-            finally:
-                sys.settrace(before)
-            interrupted += trace.left <= 0
-            assert_whole(journal, shards)
-        with open_journal(output, plan_of(shards), Part(), print, resume=True) as journal:
-            assert_whole(journal, shards)
+    def __exit__(self, *_error: object) -> None:
+        sys.settrace(self._before)
+
+
+def run_all(shards: Sequence[ListShard], output: Path, batch: int, depth: int) -> None:
+    """Do what a command does, from its plan to its output."""
+    with open_journal(output, plan_of(shards), Part(), lambda _note: None, resume=True) as journal:
+        if journal.pending and journal.finished is None:
             classify(shards, journal, batch, depth)
-            assert journal.finish(assemble) is not None
+        assert journal.finish(assemble) is not None
+
+
+def interrupted_at(line: int, run: Callable[[], None]) -> bool:
+    """Run until an interrupt comes, and what it does on the way out; tell whether it came."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with EndAt(line, interrupt) as trace, suppress(KeyboardInterrupt):
+        run()
+    gc.collect()  # a lock ends with its file, and that with what the interrupt has left of it in a cycle
+    return trace.left <= 0
+
+
+def killed_at(line: int, run: Callable[[], None]) -> bool:
+    """Run in a process that ends at once, wherever it is; tell whether it did."""
+    child = os.fork()
+    if child == 0:
+        with EndAt(line, lambda: os._exit(9)):
+            run()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in {0, 9}
+    return os.waitstatus_to_exitcode(status) == 9
+
+
+@pytest.mark.parametrize("ended_at", [interrupted_at, killed_at])
+@pytest.mark.parametrize(
+    ("sizes", "batch", "depth", "step"), [((5, 0, 3, 4), 2, 3, 37), ((4, 4, 4), 4, 2, 23), ((2, 1), 1, 1, 17)]
+)
+def test_wherever_a_run_is_ended_it_loses_and_doubles_nothing(
+    sizes: tuple[int, ...],
+    batch: int,
+    depth: int,
+    step: int,
+    *,
+    ended_at: Callable[[int, Callable[[], None]], bool],
+    tmp_path: Path,
+) -> None:
+    """Ends a run at a line and goes on; then some lines later, until it comes to its end by itself."""
+    shards = [ListShard(number, size) for number, size in enumerate(sizes)]
+    ends, going = 0, True
+    while going:
+        output = tmp_path / f"{ends}" / "o.jsonl"
+        going = ended_at(1 + ends * step, partial(run_all, shards, output, batch, depth))
+        ends += going
+        with open_journal(output, plan_of(shards), Part(), print, resume=True) as journal:
+            if journal.finished is None:
+                assert_whole(journal, shards)
+        run_all(shards, output, batch, depth)
         assert output.read_text() == "".join(line_of(name) for shard in shards for name in shard.names)
-        if trace.left > 0:
-            break
-        line += step
-    assert interrupted > 20
+        left = sorted(file.name for file in output.parent.rglob("*") if file.is_file())
+        assert left == ["_SUCCESS", "o.jsonl", "plan.json", "plan.lock", "run.lock"]
+    assert ends > 20
 
 
 def open_sink_of(tmp_path: Path, *sizes: int) -> tuple[Feed, Journal, Any]:

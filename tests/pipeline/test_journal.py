@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trt_vit.errors import ArtifactError, OutputError, UsageError
@@ -63,26 +63,28 @@ def commits_of(output: Path, part: str = "1-of-1") -> Path:
     return directory_of(output) / f"commits-{part}.jsonl"
 
 
-GARBAGE = st.sampled_from(
-    [
-        b"\n",
-        b"null\n",
-        b"[]\n",
-        b"\xff\xfe\n",
-        b'{"shard": 1}\n',
-        b'{"shard": 0, "images": 1, "failed": 0, "bytes": 5',  # torn: what follows makes it no JSON
-        b'{"shard": 1e999, "images": 1, "failed": 0, "bytes": 5, "sha256": ""}\n',
-        b'{"shard": -1, "images": 1, "failed": 0, "bytes": 5, "sha256": ""}\n',
-        b'{"shard": 99999999999999999999, "images": 1, "failed": 0, "bytes": 5, "sha256": ""}\n',
-        b'{"shard": 5, "images": 1, "failed": 0, "bytes": 0, "sha256": ""}\n',
-        b"[" * 100_000 + b"\n",
-    ]
+LINES = (
+    b"\n",
+    b"null\n",
+    b"[]\n",
+    b"\xff\xfe\n",
+    b'{"shard": 1}\n',
+    b'{"shard": 0, "images": 1, "failed": 0, "bytes": 5',  # torn: what follows makes it no JSON
+    b'{"shard": 1e999, "images": 1, "failed": 0, "bytes": 5, "sha256": ""}\n',
+    b'{"shard": -1, "images": 1, "failed": 0, "bytes": 5, "sha256": ""}\n',
+    b'{"shard": 99999999999999999999, "images": 1, "failed": 0, "bytes": 5, "sha256": ""}\n',
+    b'{"shard": 5, "images": 1, "failed": 0, "bytes": 0, "sha256": ""}\n',
+    b"[" * 100_000 + b"\n",
 )
 
 
 @settings(deadline=None, max_examples=60)
+@example(shards=3, done={0, 1}, garbage=[(0, line) for line in LINES] + [(1, line) for line in LINES], count=2)
 @given(
-    st.integers(0, 6), st.sets(st.integers(0, 5)), st.lists(st.tuples(st.integers(0, 5), GARBAGE)), st.integers(1, 4)
+    st.integers(0, 6),
+    st.sets(st.integers(0, 5)),
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(LINES))),
+    st.integers(1, 4),
 )
 def test_what_is_committed_is_done_and_nothing_else(
     shards: int, done: set[int], garbage: list[tuple[int, bytes]], count: int
@@ -393,6 +395,20 @@ def test_a_journal_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a symbolic link"), opened(tmp_path / "o.jsonl", plan(1)):
         pass
     assert [file.name for file in target.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("what", ["directory", "fifo", "device"])
+def test_an_output_that_is_no_file_is_refused_before_anything_is_done(tmp_path: Path, what: str) -> None:
+    output = tmp_path / "o.jsonl"
+    if what == "directory":
+        output.mkdir()
+    elif what == "fifo":
+        os.mkfifo(output)
+    else:
+        output.symlink_to("/dev/null")
+    with pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: it is not a file"), opened(output, plan(1)):
+        pass
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_a_journal_that_is_a_file_is_named(tmp_path: Path) -> None:

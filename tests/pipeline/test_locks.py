@@ -114,7 +114,7 @@ def test_planning_waits_for_the_other(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(_descriptor: int, _operation: int) -> None:
+    def flock(_stream: object, _operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -126,6 +126,21 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         pass
     assert caught.value.hint == "choose a file system that has locks with -o"
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+
+
+def test_an_interrupt_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+
+    def flock(stream: int, operation: int) -> None:
+        lock(stream, operation)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fcntl, "flock", flock)
+        with hold(tmp_path, ALL, OUTPUT):
+            pass
+    with hold(tmp_path, ALL, OUTPUT):
+        pass
 
 
 def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:

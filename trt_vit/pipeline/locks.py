@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from trt_vit.errors import OutputError
 
@@ -72,24 +71,27 @@ def _refuse_other_division(directory: Path, part: Part, output: Output) -> None:
 
 @contextmanager
 def _lock(file: Path, *, shared: bool, wait: bool) -> Iterator[bool]:
-    """Take a lock, and give whether it could be taken."""
+    """Take a lock, and give whether it could be taken.
+
+    The file is an object, not a descriptor: one that an interrupt makes nobody's is closed, and so is not locked.
+    """
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        stream = file.open("a+b")
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror}", hint="choose another place with -o") from error
+    with stream:
+        yield _take(stream, file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+
+
+def _take(stream: IO[bytes], file: Path, operation: int) -> bool:
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        taken = True
+        fcntl.flock(stream, operation)
     except OSError as error:
-        if error.errno not in _HELD:
-            os.close(descriptor)
-            message = f"cannot lock {file}: {error.strerror}"
-            raise OutputError(message, hint="choose a file system that has locks with -o") from error
-        taken = False
-    try:
-        yield taken
-    finally:
-        os.close(descriptor)
+        if error.errno in _HELD:
+            return False
+        message = f"cannot lock {file}: {error.strerror}"
+        raise OutputError(message, hint="choose a file system that has locks with -o") from error
+    return True
 
 
 def _busy(output: Output, why: str) -> OutputError:
