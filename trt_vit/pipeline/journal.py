@@ -275,7 +275,7 @@ def open_journal(
         UsageError: One part of several cannot start all of them again.
     """
     directory = directory_of(output)
-    if output.exists() and not output.is_file():  # found here, not when everything is done
+    if isinstance(output, Path) and output.exists() and not output.is_file():  # found here, not when everything is done
         raise OutputError(f"cannot write {output}: it is not a file", hint="choose another file with -o")
     if directory.is_symlink():
         raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
