@@ -2,10 +2,10 @@
 
     python benchmarks/ray_data.py [--images DIR] [--rounds 3] [--output FILE.json]
 
-Each contender is ``trt-vit classify`` as a process of its own, on few images and on many: what it takes longer for the
-many is what the images cost, and the rest is the start (of Python, the engine, and Ray's workers; the cluster
-itself is started before). Contenders run in turn within a round, so that a machine whose speed drifts slows them alike;
-what is reported is the median over the rounds of the ratio within a round. Two models:
+Each contender is ``trt-vit classify`` as a process of its own, once on few images and once on many: what it takes
+longer for the many is what the images cost, and the rest is the start (of Python, the engine, and Ray's workers; the
+cluster itself is started before). Contenders run in turn within a round, so that a machine whose speed drifts slows
+them alike; what is reported is the median over the rounds of the ratio within a round. Two models:
 
     vit-base       ViT-B/16 with random weights: the engine is what takes the time
     vit-cifar10    the bundled checkpoint: decoding is
@@ -38,7 +38,7 @@ from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.openvino import supports_bf16
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trt_vit.engine.bundle import Bundle
 
@@ -60,9 +60,17 @@ def main() -> None:
         work = Path(name)
         paths = photos(arguments.images, work, PHOTOS)
         models = {
-            model: measure(bundle, paths, SIZES[model], address, work, arguments.rounds)
+            model: measure(bundle, inputs_of(bundle, paths, SIZES[model], work), address, arguments.rounds)
             for model, bundle in bundles(work).items()
         }
+    table(models)
+    results = {"environment": environment(), "ray": ray.__version__, "models": models}
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def table(models: Mapping[str, Any]) -> None:
+    """Print the medians."""
     print(f"\n{'':<14}{'local, images/s':>17}{'Ray, images/s':>15}{'Ray / local':>13}{'lowest':>8}{'highest':>9}")
     for model, found in models.items():
         local, spread = (statistics.median(found["images_per_second"][name]) for name in ("local", "ray"))
@@ -70,9 +78,6 @@ def main() -> None:
         middle = statistics.median(ratios)
         print(f"{model:<14}{local:>17.1f}{spread:>15.1f}{middle:>13.3f}{min(ratios):>8.3f}{max(ratios):>9.3f}")
     print(f"target: {TARGET}; load average over the last minutes: {os.getloadavg()[1]:.1f} on {usable_cores()} cores")
-    results = {"environment": environment(), "ray": ray.__version__, "models": models}
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -96,20 +101,23 @@ def bundles(work: Path) -> dict[str, Bundle]:
     return {"vit-base": build(base, Quiet()), "vit-cifar10": build(small, Quiet())}
 
 
-def measure(
-    bundle: Bundle, paths: Sequence[str], sizes: tuple[int, int], address: str, work: Path, rounds: int
-) -> dict[str, Any]:
+def inputs_of(bundle: Bundle, paths: Sequence[str], sizes: tuple[int, int], work: Path) -> dict[int, Path]:
+    """Return the directories that a model's runs are on, by their number of images."""
+    return {size: many(paths, size, work / f"{bundle.path.stem}-{size}") for size in sizes}
+
+
+def measure(bundle: Bundle, inputs: Mapping[int, Path], address: str, rounds: int) -> dict[str, Any]:
     """Run both contenders once a round, and return images per second, the ratios, and seconds to start."""
-    inputs = [many(paths, size, work / f"{bundle.path.stem}-{size}") for size in sizes]
+    few, all_ = sorted(inputs)
     contenders = {"local": [], "ray": ["--distributed", "ray", "--ray-address", address]}
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     starts: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, flags in contenders.items():
-            short, long = (run(bundle, images, flags, work / "out.jsonl") for images in inputs)
-            each = (long - short) / (sizes[1] - sizes[0])
+            short, long = (run(bundle, inputs[size], flags) for size in (few, all_))
+            each = (long - short) / (all_ - few)
             rates[name].append(1 / each)
-            starts[name].append(short - sizes[0] * each)
+            starts[name].append(short - few * each)
         print(
             f"{bundle.path.stem}, round {number + 1}: "
             + ", ".join(
@@ -118,7 +126,7 @@ def measure(
             flush=True,
         )
     ratios = [spread / local for spread, local in zip(rates["ray"], rates["local"], strict=True)]
-    return {"images": list(sizes), "images_per_second": rates, "start_seconds": starts, "ratios": ratios}
+    return {"images": [few, all_], "images_per_second": rates, "start_seconds": starts, "ratios": ratios}
 
 
 def many(paths: Sequence[str], count: int, directory: Path) -> Path:
@@ -130,12 +138,12 @@ def many(paths: Sequence[str], count: int, directory: Path) -> Path:
     return directory
 
 
-def run(bundle: Bundle, images: Path, flags: Sequence[str], output: Path) -> float:
+def run(bundle: Bundle, images: Path, flags: Sequence[str]) -> float:
     """Classify a directory in a process of its own, and return the seconds it took.
 
     Its session is its own, as those of Ray's workers are: Linux divides a busy machine by sessions.
     """
-    command = [sys.executable, "-m", "trt_vit", "classify", str(bundle.path), str(images), "-o", str(output)]
+    command = [sys.executable, "-m", "trt_vit", "classify", str(bundle.path), str(images), "-o", f"{images}.jsonl"]
     variables = {**os.environ, "TRT_VIT_SHARD_SIZE": str(SHARD)}
     started = time.perf_counter()
     subprocess.run(

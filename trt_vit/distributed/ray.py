@@ -14,22 +14,20 @@ import os
 import pickle
 import signal
 import socket
+import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trt_vit.distributed.worker import Engine, Piece, Site, bundle_files, decode_shard, look, piece_size
+from trt_vit.distributed.gather import Gatherer
+from trt_vit.distributed.site import Site, bundle_files, look
+from trt_vit.distributed.worker import Engine, decode_shard, piece_size
 from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.classify import decoding_of
-from trt_vit.pipeline.rows import count_failed
-from trt_vit.pipeline.run import Summary
-from trt_vit.pipeline.sinks import open_sink
-from trt_vit.pipeline.stages import CPU_STAGES
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.tensorrt_family import FAMILIES
 from trt_vit.sources.shard import FileShard
@@ -40,11 +38,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from trt_vit.config import ClassifySettings
-    from trt_vit.distributed.worker import Pixels
+    from trt_vit.distributed.worker import Piece, Pixels
     from trt_vit.engine.bundle import Bundle
     from trt_vit.pipeline.journal import Journal
     from trt_vit.pipeline.progress import OnRows
-    from trt_vit.pipeline.rows import Row
+    from trt_vit.pipeline.run import Summary
     from trt_vit.pipeline.stages import Decoding
     from trt_vit.runtime.protocol import RuntimeOptions
     from trt_vit.sources.shard import Shard
@@ -102,7 +100,7 @@ def classify_pending(
     """
     with _connected(settings.ray_address), _ray_errors():
         started = time.perf_counter()
-        gatherer = _Gatherer(journal)
+        gatherer = Gatherer(journal)
         stages = _stages(bundle, settings, shards, journal, options)
         for table in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for packed in table["piece"]:
@@ -125,6 +123,7 @@ def _connected(address: str | None) -> Iterator[None]:
     own = {"include_dashboard": False, "num_cpus": usable_cores()} if address == "local" else {}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster that we start would report to its makers
     terminate = signal.getsignal(signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
     try:
         _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -132,7 +131,8 @@ def _connected(address: str | None) -> Iterator[None]:
         hint = "check --ray-address and RAY_ADDRESS, and that the cluster is up"
         raise EnvironmentFault(f"cannot connect to Ray at {address}: {_last_line(error)}", hint=hint) from error
     try:
-        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in its place
+        if in_main:
+            signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in its place
         yield
     finally:
         ray.shutdown()
@@ -288,69 +288,3 @@ def _pack(piece: Piece, pixels: Pixels | None) -> pa.Table:
 def _unpack(packed: Any) -> Piece:
     piece: Piece = pickle.loads(packed.as_buffer())  # noqa: S301 - a worker of ours wrote it
     return piece
-
-
-class _Gatherer:
-    """Puts the rows of each shard together, and commits it when it has all of them."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._k = journal.plan.settings["top_k"]
-        self._shards: dict[int, _Gathered] = {}
-        self._images = self._failed = 0
-        self._seconds = dict.fromkeys(CPU_STAGES, 0.0)
-
-    def add(self, piece: Piece) -> list[Row]:
-        """Take a piece, and return its rows; none if it has come before.
-
-        Raises:
-            TrtVitError: What a worker has met instead.
-            OutputError: The shard's file cannot be written.
-        """
-        if piece.fault is not None:
-            piece.fault.throw()
-        shard = self._shards.setdefault(piece.shard, _Gathered())
-        if piece.shard in self._journal.commits or piece.first in shard.pieces:
-            return []
-        shard.add(piece)
-        self._images += len(piece.rows)
-        self._failed += count_failed(piece.rows)
-        for stage, value in piece.seconds.items():
-            self._seconds[stage] += value
-        if shard.size == shard.rows:
-            started = time.perf_counter()
-            self._commit(piece.shard, [rows for _, rows in sorted(shard.pieces.items())])
-            self._seconds["write"] += time.perf_counter() - started
-        return piece.rows
-
-    def _commit(self, shard: int, pieces: Sequence[Sequence[Row]]) -> None:
-        with open_sink(self._journal.file_of(shard), self._k) as sink:
-            for rows in pieces:
-                sink.write(rows)
-        self._journal.commit(shard, sum(map(len, pieces)), sum(map(count_failed, pieces)))
-        del self._shards[shard]
-
-    def summary(self, seconds: float) -> Summary:
-        """Return what was done in that time."""
-        return Summary(self._images, self._failed, seconds, self._seconds)
-
-
-@dataclass
-class _Gathered:
-    """What has come of a shard.
-
-    Attributes:
-        pieces: Rows, by the number of the first.
-        rows: How many there are.
-        size: How many there will be, as soon as that is known.
-    """
-
-    pieces: dict[int, list[Row]] = field(default_factory=dict)
-    rows: int = 0
-    size: int | None = None
-
-    def add(self, piece: Piece) -> None:
-        self.pieces[piece.first] = piece.rows
-        self.rows += len(piece.rows)
-        if piece.last:
-            self.size = piece.first + len(piece.rows)

@@ -20,6 +20,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_vit.caches import cache_directory
@@ -30,7 +31,6 @@ from trt_vit.pipeline.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from trt_vit.outputs import Output
     from trt_vit.parts import Part
@@ -275,7 +275,8 @@ def open_journal(
         UsageError: One part of several cannot start all of them again.
     """
     directory = directory_of(output)
-    if isinstance(output, Path) and output.exists() and not output.is_file():  # found here, not when everything is done
+    if isinstance(output, Path) and output.exists() and not output.is_file():
+        # Found here, not when everything is done.
         raise OutputError(f"cannot write {output}: it is not a file", hint="choose another file with -o")
     if directory.is_symlink():
         raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
