@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import pytest
 
-from trt_vit.caches import FileCache, cache_directory, digest_of, make_private, only_ours, replace_file
+from trt_vit.caches import (
+    FileCache,
+    cache_directory,
+    digest_of,
+    is_plain,
+    make_private,
+    only_ours,
+    parse_json,
+    plain,
+    quoted,
+    read_file,
+    read_ours,
+    replace_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def cache_in(directory: Path, limit: int = 10**6) -> FileCache:
@@ -231,3 +244,199 @@ def test_a_replaced_file_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         replace_file(file, b"three")
     assert file.read_bytes() == b"two"
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_name_with_the_letters_of_a_pattern_is_a_name(tmp_path: Path) -> None:
+    model = tmp_path / "m[1].onnx"
+    model.write_bytes(b"graph")
+    before = digest_of(model)
+    model.write_bytes(b"another")
+    assert digest_of(model) != before
+
+
+def open_to_others(directory: Path) -> Path:
+    directory.mkdir()
+    directory.chmod(0o777)
+    return directory
+
+
+def linked(directory: Path) -> Path:
+    directory.with_suffix(".real").mkdir(mode=0o700)
+    directory.symlink_to(directory.with_suffix(".real"))
+    return directory
+
+
+@pytest.mark.parametrize("make", [open_to_others, linked])
+@pytest.mark.parametrize("below", [".", "cache"])
+def test_nothing_is_left_where_others_could_have_put_it(
+    tmp_path: Path, make: Callable[[Path], Path], below: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = make(tmp_path / "place")
+    cache = FileCache(place / below, 10**6)
+    cache.put("key", save("one"))
+    assert cache.get("key", load) is None
+    assert not (place / below / "key").exists()
+    with pytest.raises(OSError, match="others can write to it"):
+        replace_file(place / below / "file", b"data")
+    assert not (place / below / "file").exists()
+    (told,) = {record.getMessage() for record in caplog.records}
+    assert len(caplog.records) == 1
+    assert told == (
+        f"note: the cache {cache.directory} is not used: it is a link, or others can write to it or to "
+        f"{cache.directory.absolute().parent}"
+    )
+
+
+def test_the_directory_above_counts_when_it_is_opened_later(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "root" / "cache", 10**6)
+    cache.put("key", save("one"))
+    assert cache.get("key", load) == "one"
+    (tmp_path / "root").chmod(0o770)
+    assert cache.get("key", load) is None
+    (tmp_path / "root").chmod(0o1777)  # as /tmp: others cannot move what is not theirs
+    assert cache.get("key", load) == "one"
+
+
+def test_a_linked_directory_is_not_cleared(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / ".old.partial").mkdir(parents=True)
+    os.utime(other / ".old.partial", (0, 0))
+    (tmp_path / "cache").symlink_to(other)
+    cache_in(tmp_path).put("key", save("one"))
+    assert [entry.name for entry in other.iterdir()] == [".old.partial"]
+
+
+def test_a_cached_file_is_read_where_only_we_can_write(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "file"
+    assert read_ours(file, 10) is None
+    replace_file(file, b"data")
+    assert read_ours(file, 10) == b"data"
+    assert read_ours(file, 3) is None
+    file.with_name("link").symlink_to(file)
+    assert read_ours(file.with_name("link"), 10) is None
+    file.parent.chmod(0o777)
+    assert read_ours(file, 10) is None
+
+
+def with_size(size: int) -> Callable[[int], os.stat_result]:
+    """Return an ``fstat`` that tells of another size."""
+    status = os.fstat
+
+    def other(descriptor: int) -> os.stat_result:
+        fields = list(status(descriptor))
+        fields[stat.ST_SIZE] = size
+        return os.stat_result(fields)
+
+    return other
+
+
+class TestReadingFiles:
+    def test_a_file_and_a_link_to_it(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"data")
+        (tmp_path / "link").symlink_to(tmp_path / "file")
+        assert read_file(tmp_path / "file", 4) == b"data"
+        assert read_file(tmp_path / "file", 4, follow=False) == b"data"
+        assert read_file(tmp_path / "link", 4) == b"data"
+        with pytest.raises(OSError, match="is a symbolic link"):
+            read_file(tmp_path / "link", 4, follow=False)
+
+    @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+    def test_a_device(self, device: str) -> None:
+        with pytest.raises(OSError, match="is no regular file"):
+            read_file(Path(device), 4)
+
+    def test_a_pipe_and_a_directory(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="is no regular file"):
+            read_file(tmp_path / "pipe", 4)
+        with pytest.raises(IsADirectoryError):
+            read_file(tmp_path, 4)
+
+    def test_more_than_is_wanted(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"data!")
+        with pytest.raises(OSError, match="is larger than 4 bytes"):
+            read_file(tmp_path / "file", 4)
+
+    def test_more_than_there_is_memory_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_bytes(b"data")
+        monkeypatch.setattr(os, "fstat", with_size(2**62))
+        with pytest.raises(OSError, match="is larger than the memory"):
+            read_file(tmp_path / "file", 2**62)
+
+    @pytest.mark.parametrize("size", [3, 5])
+    def test_a_file_that_changes_while_it_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        (tmp_path / "file").write_bytes(b"data")
+        monkeypatch.setattr(os, "fstat", with_size(size))
+        with pytest.raises(OSError, match="changes while it is read"):
+            read_file(tmp_path / "file", 10)
+
+    @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+    def test_what_is_no_name(self, name: str) -> None:
+        with pytest.raises(OSError, match="is no name of a file"):
+            read_file(Path(name), 10)
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ('{"a": [1, -2.5e3, "\u00e9", null, true]}', {"a": [1, -2500.0, "\u00e9", None, True]}),
+            ('"\\ud83d\\ude00"', "\U0001f600"),
+            ("9223372036854775807", 2**63 - 1),
+            ("[" * 64 + "]" * 64, None),
+        ],
+    )
+    def test_what_is_read(self, text: str, value: object) -> None:
+        document = parse_json(text.encode())
+        assert document == parse_json(text)
+        assert value is None or document == value
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"a": 1, "b": {"a": 1, "a": 2}}', "the key 'a' is given twice"),
+            ("[NaN]", "'NaN' is not a number"),
+            ("-Infinity", "'-Infinity' is not a number"),
+            ("1e999", "'1e999' is not a number"),
+            ("1" * 30, "is not a number of 64 bits"),
+            ("1" * 5000, "is not a number of 64 bits"),
+            ("[" * 65 + "]" * 65, "nested more than 64 levels deep"),
+            ("[" * 100_000, "nested too deeply"),
+            ('{"a": "\\ud800"}', r"'\\ud800' is not text"),
+            ('{"\\udfff": 1}', "is not text"),
+            ("\ufeff1", "BOM"),
+            ("", "Expecting value"),
+        ],
+    )
+    def test_what_is_refused(self, text: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            parse_json(text.encode())
+        assert len(str(caught.value)) < 500
+
+    def test_bytes_that_are_no_text(self) -> None:
+        with pytest.raises(ValueError, match="can't decode"):
+            parse_json(b'"\xff"')
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("caf\u00e9 \u4e2d\u6587 \U0001f600", "caf\u00e9 \u4e2d\u6587 \U0001f600"),
+        ("a\x1b[31m\n\x7f\x85", r"a\x1b[31m\n\x7f\x85"),
+        ("a\u2028b\u202ec\u2066", r"a\u2028b\u202ec\u2066"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_what_acts_on_a_terminal_is_spelled_out(text: str, shown: str) -> None:
+    assert plain(text) == shown
+    assert is_plain(text) == (text == shown)
+    assert is_plain(plain(text))
+
+
+def test_a_value_in_a_message_is_short() -> None:
+    assert quoted("a\x1b") == r"'a\x1b'"
+    assert len(quoted("x" * 10**6)) < 300
+    assert len(quoted([["x" * 10**4] * 10**4] * 10**4)) < 300
+    assert quoted({"a": 1}) == "{'a': 1}"

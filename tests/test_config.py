@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,13 @@ from trt_vit.config import BuildSettings, ClassifySettings, resolve
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.errors import UsageError
 
+BOMB = "classify:\n  top_k:\n  - &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"  - &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghi"
+)
+"""Nine to the power of nine values, each of which a message would spell out."""
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name}\n  <<: [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghi"
+)
 FLAGS = {"inputs": ["a.jpg"], "output": Path("out.csv")}
 
 
@@ -81,7 +89,30 @@ def test_the_config_file_of_the_project_is_valid() -> None:
         ("classify: {top_k: yes}", "classify.top_k: yes and no mean nothing here, got True"),
         ("classify: {1: 2}", "key classify.1 means nothing"),
         ("when: 2020-13-45", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
+        ("[" * 5000, "is not YAML: nested more than 16 levels deep"),
+        ("classify: {top_k: " + "[" * 14 + "]" * 14 + "}", "got [[[["),
+        ("classify: {top_k: " + "[" * 15 + "]" * 15 + "}", "nested more than 16 levels deep"),
+        ("classify: {top_k: 1, lanes: 2, top_k: 2}", "is not YAML: a key is given twice"),
+        ("classify: {}\nclassify: {}", "is not YAML: a key is given twice"),
+        ("a: &a [x]\nb: *a", "is not YAML: an alias is not read"),
+        (BOMB, "is not YAML: an alias is not read"),
+        (MERGES, "is not YAML: an alias is not read"),
+        ("classify: {inputs: &a [*a]}", "is not YAML: an alias is not read"),
+        ("classify: {top_k: !!python/object/apply:os.system [id]}", "is not YAML: a tag is not read"),
+        ("classify: {top_k: !!int ''}", "is not YAML: a tag is not read"),
+        ("classify: {top_k: !!timestamp x}", "is not YAML: a tag is not read"),
+        (f"classify: {{top_k: 0x{'f' * 4000}}}", "is not YAML: an integer that is too long"),
+        (f"? 0x{'f' * 4000}\n: 1", "is not YAML: an integer that is too long"),
+        ('"\\e[31m": 1', "a text with a control character"),
+        (f"{'x' * 4000}: 1", "xxx means nothing"),
+        ('classify: {inputs: ["a\\0b"]}', "a text with a control character"),
+        ('classify: {inputs: ["a\\ud800b"]}', "a text with a control character"),
+        (f"classify: {{top_k: {'x' * 5000}}}", "or a long one"),
+        (f"a: !{'x' * 2000} b", "is not YAML"),
+        (f"classify: {{top_k: [{'1, ' * 1000}]}}", "got [1, 1, 1"),
+        ("classify: {lanes: 1025}", "classify.lanes: Input should be less than or equal to 1024"),
+        ("classify: {decode_threads: 1000000}", "classify.decode_threads: Input should be less than or equal to 1024"),
+        ("classify: {batch_size: 99999999}", "classify.batch_size: Input should be less than or equal to 65536"),
         ("classify: {inputs: ['']}", "inputs holds an empty path"),
         ("- 1", "is not a mapping of keys"),
         ("a: [", "is not YAML"),
@@ -94,6 +125,7 @@ def test_a_mistake_in_the_config_file_is_named(tmp_path: Path, text: str, messag
     assert message in str(caught.value)
     assert str(config) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_unknown_variable_is_an_error() -> None:
@@ -149,3 +181,21 @@ def test_a_mistake_on_the_command_line_names_the_flag(flags: dict[str, object], 
 def test_a_config_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*none.yaml"):
         resolve(ClassifySettings, FLAGS, config=tmp_path / "none.yaml", environment={})
+
+
+def test_what_is_no_file_or_too_large(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for file in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(UsageError, match=f"cannot read {file}: is no regular file"):
+            resolve(ClassifySettings, FLAGS, config=file, environment={})
+    large = write(tmp_path / "large.yaml", "#" * (2**18 + 1))
+    with pytest.raises(UsageError, match="is larger than 262144 bytes"):
+        resolve(ClassifySettings, FLAGS, config=large, environment={})
+    with pytest.raises(UsageError, match="Is a directory"):
+        resolve(ClassifySettings, FLAGS, config=tmp_path, environment={})
+
+
+def test_text_in_any_script_is_plain(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", "inputs: ['\u56fe\u50cf \u00e9 \U0001f600']\noutput: o.csv\n")
+    settings = resolve(ClassifySettings, {}, recipe=recipe, environment={})
+    assert settings.inputs == [str(tmp_path / "\u56fe\u50cf \u00e9 \U0001f600")]

@@ -29,7 +29,8 @@ from pydantic import (
     field_validator,
 )
 
-from trt_vit.engine.manifest import BatchProfile, Precision, RangeMethod, RuntimeName
+from trt_vit.caches import is_plain, plain, quoted, read_file
+from trt_vit.engine.manifest import BatchProfile, BatchSize, Precision, RangeMethod, RuntimeName
 from trt_vit.errors import UsageError
 from trt_vit.images.limits import FORMATS, MAX_BYTES, MAX_PIXELS, DecodeLimits, ImageFormat
 from trt_vit.images.preprocessing import Decode
@@ -45,9 +46,17 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
 _CONFIG_VARIABLE = "TRT_VIT_CONFIG"
+_MOST_BYTES = 2**18
+_DEEPEST = 16
+_LONGEST = 4096
+"""Letters of one value, as long as a path may be."""
+_LONGEST_KEY = 80
+_LONGEST_INTEGER = 20
+_LONGEST_REASON = 500
+_INTEGER_TAG = "tag:yaml.org,2002:int"
 _RECIPE_SUFFIXES = (".yaml", ".yml")
-_CAPABILITY = re.compile(r"\d+\.\d")
-_PART = re.compile(r"(\d{1,6})/(\d{1,6})")
+_CAPABILITY = re.compile(r"[0-9]+\.[0-9]")
+_PART = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _ARGUMENTS = {"source": "SOURCE", "inputs": "INPUT"}
 _NOT_VARIABLES = frozenset({*_ARGUMENTS, "output"})
 """What one command works on is no setting of the machine: it comes from the command line or a recipe."""
@@ -59,7 +68,7 @@ def _parse_profile(value: object) -> object:
     if not isinstance(parts, list):
         return value
     if len(parts) != len(BatchProfile.model_fields):
-        raise ValueError(f"a batch profile is MIN,OPT,MAX, got {value!r}")
+        raise ValueError(f"a batch profile is MIN,OPT,MAX, got {quoted(value)}")
     return dict(zip(BatchProfile.model_fields, parts, strict=True))
 
 
@@ -205,9 +214,9 @@ class ClassifySettings(Settings):
     inputs: Annotated[list[str], Field(min_length=1)]
     output: Annotated[Path | RemoteOutput, PlainValidator(_parse_output)]
     top_k: PositiveInt = 5
-    batch_size: PositiveInt | None = None
-    lanes: PositiveInt | None = None
-    decode_threads: PositiveInt | None = None
+    batch_size: BatchSize | None = None
+    lanes: Annotated[int, Field(gt=0, le=1024)] | None = None
+    decode_threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     decode: Decode = "exact"
     gpus: PositiveInt | None = None
     max_failures: NonNegativeInt | None = None
@@ -321,7 +330,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, _Layer]) -> UsageE
         spelled = _ARGUMENTS.get(key) or _flag(key)
         return UsageError(f"{spelled} is missing", hint="give it on the command line or in a recipe")
     reason = detail["msg"].removeprefix("Value error, ").replace("valid path for <class 'pathlib.Path'>", "path")
-    message = f"{layer.where}: {layer.spell(key)}: {reason}, got {detail['input']!r}"
+    message = f"{layer.where}: {layer.spell(key)}: {reason}, got {quoted(detail['input'])}"
     return UsageError(message, hint="see trt-vit COMMAND --help for the values it takes")
 
 
@@ -364,13 +373,47 @@ def _config_layer(settings: type[Settings], config: Path | None, variables: Mapp
     return _Layer(_resolve_paths(settings, values, file), str(file), lambda key: f"{settings.section}.{key}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without what can grow when it is used, or hides what is meant.
+
+    An alias stands for any number of values, a key that is given twice for one that is lost, and a tag for a type that
+    its value may not have. Control characters would act on the terminal that a message is shown on.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Read one value, unless it is none of a configuration."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self._refuse(isinstance(event, yaml.AliasEvent), "an alias is not read", event)
+        self._refuse(getattr(event, "tag", None) is not None, "a tag is not read", event)
+        value = getattr(event, "value", "")
+        odd = not is_plain(value) or len(value) > _LONGEST
+        self._refuse(odd, "a text with a control character, or a long one", event)
+        self._refuse(self._depth == _DEEPEST, f"nested more than {_DEEPEST} levels deep", event)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag == _INTEGER_TAG:
+            self._refuse(len(value) > _LONGEST_INTEGER, "an integer that is too long", event)
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            self._refuse(len(set(keys)) < len(keys), "a key is given twice", event)
+        return node
+
+    @staticmethod
+    def _refuse(bad: bool, problem: str, event: Any) -> None:  # noqa: FBT001 - a condition
+        if bad:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = yaml.load(read_file(file, _MOST_BYTES).decode(), Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}", hint="check the path") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        message = f"{file} is not YAML: {' '.join(str(error).split())}"
+        message = f"{file} is not YAML: {plain(' '.join(str(error).split()))[:_LONGEST_REASON]}"
         raise UsageError(message, hint="correct the file") from error
     if document is None:
         return {}
@@ -382,7 +425,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _refuse_unknown(values: Mapping[str, Any], known: Any, file: Path, prefix: str = "") -> None:
     for key in values:
         if key not in known:
-            raise UsageError(f"{file}: key {prefix}{key} means nothing", hint=_suggest(str(key), list(known)))
+            name = str(key)[:_LONGEST_KEY]
+            raise UsageError(f"{file}: key {prefix}{name} means nothing", hint=_suggest(name, list(known)))
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -2,16 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from trt_vit.checkpoint.files import needs_export_extra, quiet, read_json_object, sha256_of, staged, writing
+from trt_vit.checkpoint.files import (
+    TEXT_LIMIT,
+    needs_export_extra,
+    open_beside,
+    quiet,
+    read_json_object,
+    refuse_links_outside,
+    sha256_of,
+    staged,
+    writing,
+)
 from trt_vit.errors import CheckpointError, EnvironmentFault, OutputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_staged_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -104,3 +112,119 @@ def test_quiet_moves_prints_and_drops_warnings(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "chatter\n")
     assert enabled == (False, True)
     assert logger.isEnabledFor(logging.WARNING)
+
+
+def test_a_name_that_the_libraries_cannot_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the name is not UTF-8"), staged(tmp_path / os.fsdecode(b"\xff.onnx")):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1, "a": 2}', "the key 'a' is given twice"),
+        (b'{"a": NaN}', "'NaN' is not a number"),
+        (b'{"a": 1e999}', "'1e999' is not a number"),
+        (b'{"a": ' + b"1" * 400 + b"}", "is not a number of 64 bits"),
+        (b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "nested"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": "\\ud800"}', "is not text"),
+    ],
+)
+def test_json_that_readers_differ_on(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_json_object(path)
+    assert len(caught.value.message) < 500
+
+
+def test_what_is_no_file_or_too_large(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is no regular file"):
+        read_json_object(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", TEXT_LIMIT + 1)
+    with pytest.raises(CheckpointError, match="is larger than 67108864 bytes"):
+        read_json_object(tmp_path / "large")
+
+
+class TestLinks:
+    def test_out_of_the_directory(self, tmp_path: Path) -> None:
+        checkpoint = tmp_path / "checkpoint"
+        checkpoint.mkdir()
+        (tmp_path / "secret").touch()
+        (checkpoint / "own").touch()
+        (checkpoint / "link").symlink_to("own")
+        refuse_links_outside(checkpoint)
+        (checkpoint / "config.json").symlink_to("../secret")
+        with pytest.raises(CheckpointError, match=r"config\.json: is a link to a file outside"):
+            refuse_links_outside(checkpoint)
+        refuse_links_outside(checkpoint, "link", "own", "none")
+        with pytest.raises(CheckpointError, match=r"config\.json: is a link"):
+            refuse_links_outside(checkpoint, "config.json")
+
+    def test_the_cache_of_the_hub(self, tmp_path: Path) -> None:
+        snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (tmp_path / "models--a--b" / "blobs").mkdir()
+        (tmp_path / "models--a--b" / "blobs" / "content").touch()
+        (snapshot / "config.json").symlink_to("../../blobs/content")
+        refuse_links_outside(snapshot)
+        (tmp_path / "link").symlink_to(snapshot)
+        refuse_links_outside(tmp_path / "link")
+        (snapshot / "other").symlink_to("../../other")
+        with pytest.raises(CheckpointError, match="other: is a link"):
+            refuse_links_outside(snapshot)
+
+    def test_a_place_for_blobs_that_is_a_link_itself(self, tmp_path: Path) -> None:
+        snapshot = tmp_path / "m" / "snapshots" / "0"
+        snapshot.mkdir(parents=True)
+        (tmp_path / "secrets").mkdir()
+        (tmp_path / "secrets" / "key").touch()
+        (tmp_path / "m" / "blobs").symlink_to(tmp_path / "secrets")
+        (snapshot / "config.json").symlink_to("../../blobs/key")
+        with pytest.raises(CheckpointError, match=r"config\.json: is a link"):
+            refuse_links_outside(snapshot)
+
+
+class TestBeside:
+    @pytest.mark.parametrize(
+        "name", ["", ".", "..", "/dev/zero", "../secret", "sub/../../secret", "sub/..", "a\0b", "//x", "./../secret"]
+    )
+    def test_names_that_lead_elsewhere(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "secret").touch()
+        (tmp_path / "model" / "sub").mkdir(parents=True)
+        with (
+            pytest.raises(CheckpointError, match="not the name of a file beside it"),
+            open_beside(tmp_path / "model" / "m.onnx", name),
+        ):
+            pass
+
+    def test_a_file_below(self, tmp_path: Path) -> None:
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "w").write_bytes(b"weights")
+        for name in ("sub/w", "./sub//w"):
+            with open_beside(tmp_path / "m.onnx", name) as stream:
+                assert stream.read() == b"weights"
+        with pytest.raises(FileNotFoundError), open_beside(tmp_path / "m.onnx", "none"):
+            pass
+
+    @pytest.mark.parametrize("name", ["link", "linked/w", "hard", "pipe", "sub", "dangling"])
+    def test_what_is_no_file_of_its_own(self, tmp_path: Path, name: str) -> None:
+        root = tmp_path / "model"
+        (root / "sub").mkdir(parents=True)
+        (tmp_path / "w").write_bytes(b"secret")
+        (root / "link").symlink_to(tmp_path / "w")
+        (root / "linked").symlink_to(tmp_path)
+        (root / "dangling").symlink_to("none")
+        (root / "hard").hardlink_to(tmp_path / "w")
+        os.mkfifo(root / "pipe")
+        opened = len(list(Path("/proc/self/fd").iterdir()))
+        with (
+            pytest.raises(CheckpointError, match="not a file of its own, but a link, a pipe or a device"),
+            open_beside(root / "m.onnx", name),
+        ):
+            pass
+        assert len(list(Path("/proc/self/fd").iterdir())) == opened

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ def test_missing_id2label_gets_the_placeholders_of_transformers() -> None:
         ({"0": 5}, r"id2label\[0\] is 5"),
         ({"0": " "}, "not a name"),
         (["a", "b", "c"], "list, not an object"),
+        ({"0": "a", "00": "b", "1": "c", "2": "d"}, "index '00'"),
+        ({"0": "a", "\u0661": "b", "2": "c"}, "index '\u0661'"),
+        ({"9" * 5000: "a"}, "index '999"),
+        ({"0": "a\x1b[31m"}, r"id2label\[0\] is 'a\\x1b\[31m', not a name"),
+        ({"0": "a\nb"}, "not a name"),
+        ({"0": "\ud800"}, "not a name"),
+        ({"0": ["x"] * 10**5}, "not a name"),
     ],
 )
 def test_bad_id2label(id2label: Any, message: str) -> None:
@@ -39,6 +47,16 @@ def test_bad_id2label(id2label: Any, message: str) -> None:
         labels_from_config({"id2label": id2label}, classes=3, path=CONFIG)
     assert "config.json" in caught.value.message
     assert "--labels FILE" in caught.value.hint
+    assert len(caught.value.message) < 400
+
+
+def test_space_around_a_name_is_none_of_it() -> None:
+    assert labels_from_config({"id2label": {"0": " a b\n"}}, classes=1, path=CONFIG) == ("a b",)
+
+
+def test_more_classes_than_names_take_no_time() -> None:
+    with pytest.raises(CheckpointError, match="1 names for 1000000000000 classes, none for class 1"):
+        labels_from_config({"id2label": {"0": "a"}}, classes=10**12, path=CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +79,9 @@ def test_labels_file(content: bytes, tmp_path: Path) -> None:
         (b"", "0 labels"),
         (b"\n \n", "0 labels"),
         (b"a\n\xff\nc\n", "not UTF-8 at byte 2"),
+        (b"a\nb\x1b[31m\nc\n", r"line 2 is 'b\\x1b\[31m', which holds a control character"),
+        (b"a\nb\x00\nc\n", "line 2"),
+        (b"a\rb\nb\nc\n", "line 1"),
     ],
 )
 def test_bad_labels_file(content: bytes, message: str, tmp_path: Path) -> None:
@@ -75,3 +96,10 @@ def test_bad_labels_file(content: bytes, message: str, tmp_path: Path) -> None:
 def test_missing_labels_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
         labels_from_file(tmp_path / "labels.txt", classes=3)
+
+
+def test_a_pipe_or_a_device_is_no_labels_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.txt")
+    for path in (tmp_path / "labels.txt", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="is no regular file"):
+            labels_from_file(path, classes=3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -13,6 +14,7 @@ from trt_vit.errors import CheckpointError, EnvironmentFault
 from trt_vit.images.preprocessing import Squash
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.checkpoint.conftest import Exports
@@ -273,3 +275,245 @@ def test_a_model_quantized_for_one_runtime_is_refused(tmp_path: Path, flags: Fla
     onnx.save(model, tmp_path / "q.onnx")
     with pytest.raises(CheckpointError, match="quantized for one runtime: it has DynamicQuantizeLinear nodes"):
         to_onnx(str(tmp_path / "q.onnx"), tmp_path / "out.onnx", **flags)
+
+
+def tampered(source: Path, change: Callable[[Any], object]) -> Path:
+    """Change a file's model, but not its external weights."""
+    model = onnx.load(source, load_external_data=False)
+    change(model)
+    source.write_bytes(model.SerializeToString())
+    return source
+
+
+def placed(**changes: str) -> Callable[[Any], None]:
+    """Change what a model says about where its weights lie."""
+
+    def change(model: Any) -> None:
+        (weight,) = model.graph.initializer
+        facts = {entry.key: entry.value for entry in weight.external_data} | changes
+        del weight.external_data[:]
+        for key, value in facts.items():
+            weight.external_data.add(key=key, value=value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offset": "-1"}, "are '48' bytes from '-1', and its shape needs 48"),
+        ({"offset": "a"}, "from 'a'"),
+        ({"offset": "\u0660"}, "from '\u0660'"),
+        ({"offset": "1"}, "end behind their file's end"),
+        ({"offset": "9" * 30}, "from '9999"),
+        ({"offset": "9" * 5000}, "from '9999"),
+        ({"length": "-1"}, "are '-1' bytes"),
+        ({"length": "4"}, "are '4' bytes from '0', and its shape needs 48"),
+        ({"length": "999999999999"}, "are '999999999999' bytes"),
+        ({"location": "weights.bin\0x"}, r"'weights.bin\\x00x' is not the name of a file beside it"),
+        ({"location": "sub/../weights.bin"}, "is not the name of a file beside it"),
+        ({"location": "/dev/zero"}, "is not the name of a file beside it"),
+        ({"location": ""}, "is not the name of a file beside it"),
+        ({"location": "pipe"}, "is not a file of its own"),
+        ({"location": "hard"}, "is not a file of its own"),
+    ],
+)
+def test_external_weights_that_are_not_where_they_should_be(
+    changes: dict[str, str], message: str, tmp_path: Path, flags: Flags
+) -> None:
+    (tmp_path / "m").mkdir()
+    source = tampered(with_external_weights(tmp_path / "m" / "model.onnx"), placed(**changes))
+    os.mkfifo(tmp_path / "m" / "pipe")
+    (tmp_path / "secret").write_bytes(bytes(48))
+    (tmp_path / "m" / "hard").hardlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        to_onnx(str(source), tmp_path / "copy.onnx", **flags)
+    assert str(source) in caught.value.message
+    assert len(caught.value.message) < 1000
+
+
+def test_external_weights_of_two_tensors_do_not_overlap(tmp_path: Path, flags: Flags) -> None:
+    """A small file that many tensors name would fill the memory."""
+
+    def name_twice(model: Any) -> None:
+        model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+        model.graph.initializer[1].name = "again"
+
+    source = tampered(with_external_weights(tmp_path / "model.onnx"), name_twice)
+    with pytest.raises(CheckpointError, match="or are another tensor's too"):
+        to_onnx(str(source), tmp_path / "copy.onnx", **flags)
+
+
+def test_external_weights_with_gaps_are_hashed_whole(tmp_path: Path, flags: Flags) -> None:
+    source = with_external_weights(tmp_path / "model.onnx")
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"gap!" + weights.read_bytes() + b"rest")
+    tampered(source, placed(offset="4"))
+    export = to_onnx(str(source), tmp_path / "out" / "copy.onnx", **flags)
+    assert export.weights_sha256 == sha256_of([source, weights])
+    (weight,) = onnx.load(export.path).graph.initializer
+    assert onnx.numpy_helper.to_array(weight).tolist() == np.arange(12.0).reshape(3, 4).tolist()
+
+
+def constant(location: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        tensor = onnx.TensorProto(name="c", data_type=1, dims=[3, 4], data_location=1)
+        tensor.external_data.add(key="location", value=location)
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["weight2"], value=tensor))
+        model.graph.node[2].input[1] = "weight2"
+
+    return change
+
+
+def in_function(model: Any) -> None:
+    function = model.functions.add(name="F", domain="x", output=["o"])
+    function.opset_import.add(domain="", version=17)
+    model.opset_import.add(domain="x", version=1)
+    tensor = onnx.TensorProto(name="c", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    function.node.append(onnx.helper.make_node("Constant", [], ["o"], value=tensor))
+
+
+def in_training_info(model: Any) -> None:
+    tensor = model.training_info.add().algorithm.initializer.add(name="c", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="/etc/passwd")
+
+
+def in_sparse_tensor(model: Any) -> None:
+    sparse = model.graph.sparse_initializer.add(dims=[3, 4])
+    sparse.values.MergeFrom(onnx.TensorProto(name="s", data_type=1, dims=[1], data_location=1))
+    sparse.values.external_data.add(key="location", value="/etc/passwd")
+    sparse.indices.MergeFrom(onnx.TensorProto(data_type=7, dims=[1], int64_data=[0]))
+
+
+@pytest.mark.parametrize("change", [constant("/etc/passwd"), in_function, in_training_info, in_sparse_tensor])
+def test_external_weights_are_found_wherever_they_stand(
+    change: Callable[[Any], None], tmp_path: Path, flags: Flags
+) -> None:
+    source = tampered(classifier(tmp_path / "model.onnx"), change)
+    with pytest.raises(CheckpointError, match="'/etc/passwd' is not the name of a file beside it"):
+        to_onnx(str(source), tmp_path / "copy.onnx", **flags)
+
+
+def test_external_weights_of_a_constant_are_taken_in_and_hashed(tmp_path: Path, flags: Flags) -> None:
+    source = tampered(classifier(tmp_path / "model.onnx"), constant("c.bin"))
+    (tmp_path / "c.bin").write_bytes(np.full(12, 2, np.float32).tobytes())
+    export = to_onnx(str(source), tmp_path / "out" / "copy.onnx", **flags)
+    assert export.weights_sha256 == sha256_of([source, tmp_path / "c.bin"])
+    (logits,) = onnxruntime.InferenceSession(export.path).run(None, {"image": np.ones((1, 3, 8, 8), np.float32)})
+    assert logits.tolist() == [[6.0] * 4]
+
+
+def named(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (named(b"image", b"im\xffge"), r"holds the name b'im\\xffge'"),
+        (named(b"by-hand", b"by-\xffand"), r"holds the name b'by-\\xffand'"),
+        (named(b"image", b"i\x1b[7m"), r"holds the name 'i\\x1b\[7m'"),
+        (named(b"weight", b"we\ngh\x00"), r"holds the name 'we\\ngh\\x00'"),
+    ],
+)
+def test_names_that_are_no_text_or_act_on_a_terminal(
+    edit: Callable[[bytes], bytes], message: str, tmp_path: Path, flags: Flags
+) -> None:
+    source = classifier(tmp_path / "model.onnx")
+    source.write_bytes(edit(source.read_bytes()))
+    with pytest.raises(CheckpointError, match=message):
+        to_onnx(str(source), tmp_path / "copy.onnx", **flags)
+
+
+def test_a_name_of_a_million_letters(tmp_path: Path, flags: Flags) -> None:
+    def rename(model: Any) -> None:
+        model.graph.node[0].name = "x" * 10**6
+
+    with pytest.raises(CheckpointError, match="holds the name 'xxx") as caught:
+        to_onnx(str(tampered(classifier(tmp_path / "m.onnx"), rename)), tmp_path / "copy.onnx", **flags)
+    assert len(caught.value.message) < 1000
+
+
+def test_notes_may_have_several_lines(tmp_path: Path, flags: Flags) -> None:
+    def note(model: Any) -> None:
+        model.doc_string = model.graph.node[0].doc_string = "two\nlines"
+        model.metadata_props.add(key="author", value="two\nlines")
+
+    to_onnx(str(tampered(classifier(tmp_path / "m.onnx"), note)), tmp_path / "copy.onnx", **flags)
+    assert onnx.load(tmp_path / "copy.onnx").doc_string == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.graph.initializer[0].dims.extend([2**62, 2**62]), "has 48 bytes, its shape 10208"),
+        (lambda model: model.graph.initializer[0].dims.__setitem__(0, -3), "has a negative size"),
+        (lambda model: setattr(model.graph.initializer[0], "raw_data", bytes(47)), "has 47 bytes, its shape 48"),
+        (lambda model: setattr(model.graph.initializer[0], "raw_data", bytes(49)), "has 49 bytes, its shape 48"),
+        (lambda model: setattr(model.graph.initializer[0], "data_type", 8), "is not of numbers"),
+        (lambda model: setattr(model.graph.initializer[0], "data_type", 99), "99 is not a valid DataType"),
+        (lambda model: setattr(model.graph.output[0].type.tensor_type, "elem_type", 99), "not a valid ONNX model"),
+    ],
+)
+def test_tensors_that_are_not_what_they_declare(
+    change: Callable[[Any], object], message: str, tmp_path: Path, flags: Flags
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        to_onnx(str(tampered(classifier(tmp_path / "m.onnx"), change)), tmp_path / "copy.onnx", **flags)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": ("batch", 3, 2**40, 8)}, "1099511627776, 8"),
+        ({"image": (2**17, 3, 8, 8), "logits": (2**17, 4)}, "131072, 3, 8, 8"),
+        ({"logits": ("batch", 2**40)}, "the model has 1099511627776 classes"),
+    ],
+)
+def test_sizes_that_no_classifier_has(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = classifier(tmp_path / "model.onnx", **changes)
+    write_preprocessor(tmp_path, size=8)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(CheckpointError, match=message):
+        to_onnx(str(source), tmp_path / "out" / "copy.onnx")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trt_vit.checkpoint", "[" * 100_000, "is not JSON"),
+        ("trt_vit.checkpoint", '{"architecture": "a\\u001b[31m"}', "is not an object of plain text"),
+        ("trt_vit.checkpoint", '{"architecture": "\\ud800"}', "is not JSON"),
+        ("trt_vit.labels", '["\\ud800", "b", "c", "d"]', "is not JSON"),
+        ("trt_vit.labels", '["a\\u001b[31m", "b", "c", "d"]', "is not a list of 4 labels"),
+        ("trt_vit.labels", '["", "b", "c", "d"]', "is not a list of 4 labels"),
+        ("trt_vit.labels", '["a\\nb", "b", "c", "d"]', "is not a list of 4 labels"),
+        ("trt_vit.labels", "[" * 100_000, "is not JSON"),
+    ],
+)
+def test_metadata_of_a_stranger(key: str, value: str, message: str, tmp_path: Path, flags: Flags) -> None:
+    def describe(model: Any) -> None:
+        model.metadata_props.add(key=key, value=value)
+
+    source = tampered(classifier(tmp_path / "m.onnx"), describe)
+    with pytest.raises(CheckpointError, match=f"metadata {key} {message}"):
+        to_onnx(str(source), tmp_path / "copy.onnx", preprocessor=flags["preprocessor"])
+
+
+def test_a_pipe_is_no_model(tmp_path: Path, flags: Flags) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match="cannot be read: is no regular file"):
+        to_onnx(str(tmp_path / "model.onnx"), tmp_path / "copy.onnx", **flags)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_files_beside_the_model_that_are_links_elsewhere(name: str, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    source = classifier(tmp_path / "m" / "model.onnx")
+    write_preprocessor(tmp_path / "m", size=8)
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "m" / name).rename(tmp_path / name)
+    (tmp_path / "m" / name).symlink_to(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is a link to a file outside"):
+        to_onnx(str(source), tmp_path / "out" / "copy.onnx")

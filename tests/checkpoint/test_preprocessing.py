@@ -171,7 +171,15 @@ def test_incomplete_file_without_class_names_what_it_lacks(tmp_path: Path) -> No
         ({"rescale_factor": 0}, "rescale is invalid"),
         ({"rescale_factor": "1/255"}, "rescale_factor has '1/255'"),
         ({"image_mean": [0.5, 0.5]}, "image_mean has 2 values"),
-        ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean has nan"),
+        ({"size": 2**14 + 1}, "size has 16385, not a number of pixels from 1 to 16384"),
+        ({"size": {"height": 8, "width": 10**12}}, "size has 1000000000000, not a number of pixels"),
+        ({"size": "x" * 10**6}, r"size is 'xxx.*\.\.\.xxx.*', not a number"),
+        ({"a\x1b[31m\n": 3}, r"preprocessor_config.json: 'a\\x1b\[31m\\n' is 3"),
+        ({"image_processor_type": "a\x1b[31m\n"}, r"the image processor 'a\\x1b\[31m\\n' is not supported"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 100}, "crop_pct": 1e-320},
+            "crop_pct is 1e-320",
+        ),
         ({"image_std": [0.5, 0.5, 0]}, "std.2 is invalid"),
         ({"image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor is not supported"),
         ({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 9, "width": 9}}, "needs shortest_edge"),
@@ -186,6 +194,7 @@ def test_what_cannot_be_reproduced_is_an_error(settings: dict[str, Any], message
     with pytest.raises(CheckpointError, match=message) as caught:
         read(tmp_path, "vit", **settings)
     assert str(tmp_path / "preprocessor_config.json") in caught.value.message
+    assert len(str(caught.value)) < 1000
     assert "--preprocessor FILE" in caught.value.hint
 
 
@@ -263,3 +272,19 @@ def test_the_description_does_what_transformers_does(module: str, settings: dict
     path = write_preprocessor(tmp_path, **settings)
     expected = processor_class.from_pretrained(tmp_path)(image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(_apply(read_preprocessing(path, model_type=None), image), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": [0.5, 0.5, float("nan")]},
+        {"image_mean": [10**400, 0.5, 0.5]},
+        {"rescale_factor": float("inf")},
+        {"rescale_factor": 10**400},
+        {"size": 10**30},
+    ],
+)
+def test_numbers_that_no_float_holds_are_errors(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a number of 64 bits") as caught:
+        read(tmp_path, "vit", **settings)
+    assert str(tmp_path / "preprocessor_config.json") in caught.value.message

@@ -38,6 +38,24 @@ def test_directory(tmp_path: Path) -> None:
     assert (found.kind, found.source, found.path, found.revision) == ("directory", str(tmp_path), tmp_path, None)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "notes.txt"])
+def test_directory_with_a_link_to_a_file_elsewhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "checkpoint" / name).unlink(missing_ok=True)
+    (tmp_path / "checkpoint" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=f"{name}: is a link to a file outside of"):
+        resolve(str(tmp_path / "checkpoint"))
+
+
+def test_directory_with_the_weights_of_another_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json asks for the weights of another checkpoint"):
+        resolve(str(tmp_path))
+
+
 def test_onnx_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"")

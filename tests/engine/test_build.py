@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,16 @@ def test_the_description_keeps_the_contract(openvino_bundle: Bundle) -> None:
     assert document["weights_bytes"] == (openvino_bundle.path / "engine.bin").stat().st_size
     assert document["engine_layers"] > 20
     assert document["labels"] == [f"kind {index}" for index in range(7)]
+
+
+def test_a_name_that_is_no_text_is_spelled_out(checkpoint: Path, tmp_path: Path) -> None:
+    to_onnx(str(checkpoint), tmp_path / "m.onnx")
+    odd = tmp_path / os.fsdecode(b"caf\xe9\x1b[31m\n")
+    odd.mkdir()
+    (tmp_path / "m.onnx").rename(odd / "m.onnx")
+    bundle = build(BuildSettings(source=str(odd / "m.onnx"), output=tmp_path / "b", runtime="onnxruntime"), Quiet())
+    assert bundle.manifest.checkpoint.source == str(tmp_path / r"caf\udce9\x1b[31m\n" / "m.onnx")
+    bundle.verify()
 
 
 def test_an_onnx_file_builds_without_further_flags(checkpoint: Path, openvino_bundle: Bundle, tmp_path: Path) -> None:

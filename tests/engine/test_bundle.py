@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from trt_vit.caches import read_file
+from trt_vit.engine import bundle as bundles
 from trt_vit.engine.bundle import Bundle, new_bundle
 from trt_vit.errors import ArtifactError, OutputError, UsageError
 
@@ -68,6 +71,9 @@ def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
+EMPTY = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
+
+
 def changed(document: dict[str, Any], **changes: Any) -> str:
     return json.dumps(document | changes)
 
@@ -83,6 +89,20 @@ def changed(document: dict[str, Any], **changes: Any) -> str:
         (lambda document: changed(document, runtime="magic"), "runtime: Input should be"),
         (lambda document: changed(document, files={"../x": {"sha256": "0" * 64, "bytes": 1}}), "not a plain file name"),
         (lambda document: changed(document, files={"x": {"sha256": "0", "bytes": 1}}), "files.x.sha256"),
+        (lambda document: changed(document, files={"/x": {"sha256": "0" * 64, "bytes": 1}}), "not a plain file name"),
+        (lambda document: changed(document, files={"x" * 200: {}}), "not a plain file name"),
+        (lambda document: changed(document, files={"x": {"sha256": "0" * 64, "bytes": 2**60}}), "less than or equal"),
+        (lambda document: changed(document, files={"x": EMPTY | {"\x1b[31m\n": 1}}), r"files.x.\x1b[31m\n: Extra"),
+        (lambda document: changed(document, format="x" * 10**6), "xxx'; this version"),
+        (lambda document: '{"format": ' + "[" * 900 + "]" * 900 + "}", "is not JSON"),
+        (lambda document: json.dumps(document)[:-1] + ', "precision": "int8"}', "the key 'precision' is given twice"),
+        (lambda document: changed(document, versions={"numpy\x1b[2J": "2"}), r"'numpy\x1b[2J' holds a control"),
+        (lambda document: changed(document, created="now\n"), r"created: Value error, 'now\n' holds a control"),
+        (lambda document: changed(document, created="\ud800"), r"'\ud800' is not text"),
+        (lambda document: changed(document, model=document["model"] | {"height": 2**14 + 1}), "model.height: Input"),
+        (lambda document: changed(document, model=document["model"] | {"classes": 10**12}), "model.classes: Input"),
+        (lambda document: changed(document, model=document["model"] | {"classes": 10**300}), "not a number of 64 bits"),
+        (lambda document: changed(document, engine=document["engine"] | {"int8_coverage": float("nan")}), "'NaN'"),
     ],
 )
 def test_a_damaged_manifest_is_refused(copy: Path, damage: Callable[[dict[str, Any]], str], message: str) -> None:
@@ -92,6 +112,8 @@ def test_a_damaged_manifest_is_refused(copy: Path, damage: Callable[[dict[str, A
         Bundle.open(copy)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_labels_that_do_not_fit_the_classes_are_refused(copy: Path, openvino_bundle: Bundle) -> None:
@@ -162,3 +184,118 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         pass
     with pytest.raises(OutputError, match="cannot write a bundle"), new_bundle(tmp_path / "file" / "bundle"):
         pass
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "engine.bin", "labels.json"])
+def test_a_file_that_is_a_link_is_refused(copy: Path, name: str) -> None:
+    (copy / name).rename(copy.parent / "elsewhere")
+    (copy / name).symlink_to(copy.parent / "elsewhere")
+    with pytest.raises(ArtifactError, match=rf"{name}: is a symbolic link"):
+        Bundle.open(copy).verify()
+
+
+def test_a_link_to_a_bundle_is_a_bundle(copy: Path, openvino_bundle: Bundle) -> None:
+    (copy.parent / "latest").symlink_to(copy)
+    opened = Bundle.open(copy.parent / "latest")
+    opened.verify()
+    assert opened.sha256 == openvino_bundle.sha256
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "engine.bin"])
+def test_a_pipe_is_refused_without_waiting_for_it(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(ArtifactError, match=rf"{name}: is no regular file"):
+        Bundle.open(copy).verify()
+
+
+def test_what_was_read_is_what_was_compared(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is exchanged after it was compared changes nothing: it is not read a second time."""
+    reads: list[str] = []
+
+    def read_once(file: Path, limit: int, *, follow: bool) -> bytes:
+        reads.append(file.name)
+        data = read_file(file, limit, follow=follow)
+        file.write_bytes(b"exchanged")
+        return data
+
+    opened = Bundle.open(copy)
+    before = (copy / "engine.bin").read_bytes()
+    monkeypatch.setattr(bundles, "read_file", read_once)
+    assert opened.read("engine.bin") == before
+    assert reads == ["engine.bin"]
+
+
+def with_file(copy: Path, name: str, data: bytes) -> Bundle:
+    """Return a bundle whose manifest agrees with a file that was put in place of another."""
+    (copy / name).write_bytes(data)
+    document = json.loads((copy / "manifest.json").read_bytes())
+    document["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (copy / "manifest.json").write_text(json.dumps(document))
+    return Bundle.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a\x1b[31m", *"bcdefg"], r"labels.json: 0: Value error, 'a\x1b[31m' holds a control character"),
+        (["a\n", *"bcdefg"], "holds a control character"),
+        (["a\ud800", *"bcdefg"], r"'a\ud800' is not text"),
+        ([1, *"bcdefg"], "0: Input should be a valid string"),
+        ({}, "labels.json: document: Input should be"),
+    ],
+)
+def test_labels_that_a_terminal_should_not_see_are_refused(copy: Path, labels: object, message: str) -> None:
+    opened = with_file(copy, "labels.json", json.dumps(labels).encode())
+    with pytest.raises(ArtifactError) as caught:
+        opened.labels()
+    assert message in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"resize": {"kind": "squash", "size": [32, 33]}}', "does not give the 32x32 pixels of the engine"),
+        ('{"resize": null}', "does not give the 32x32 pixels"),
+        ('{"resize": {"kind": "\\u001b[31m"}}', r"Input tag '\x1b[31m' found"),
+        (f'{{"resize": {{"kind": "{"x" * 5000}"}}}}', "Input tag 'xxx"),
+        ('{"resize": null, "crop": [32, 32], "mean": [NaN, 0, 0], "std": [1, 1, 1]}', "'NaN' is not a number"),
+        ('{"resize": null, "crop": [32, 32], "crop": [32, 32]}', "'crop' is given twice"),
+        ("{", "preprocessing.json is not JSON"),
+        ("[" * 100_000, "is not JSON: it is nested too deeply"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_is_refused(copy: Path, text: str, message: str) -> None:
+    opened = with_file(copy, "preprocessing.json", text.encode())
+    with pytest.raises(ArtifactError) as caught:
+        opened.preprocessing()
+    assert message in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_documents_have_a_limit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(copy)
+    monkeypatch.setattr(bundles, "_DOCUMENT_LIMIT", 20)
+    with pytest.raises(ArtifactError, match=r"labels\.json is larger than 20 bytes"):
+        opened.labels()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: is larger than 20 bytes"):
+        Bundle.open(copy)
+
+
+def test_a_directory_that_a_manifest_lists_is_not_deleted(copy: Path) -> None:
+    document = json.loads((copy / "manifest.json").read_bytes())
+    document["files"]["thesis"] = {"sha256": "0" * 64, "bytes": 1}
+    (copy / "manifest.json").write_text(json.dumps(document))
+    (copy / "thesis").mkdir()
+    (copy / "thesis" / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="holds thesis, which is not of the bundle"), new_bundle(copy):
+        pass
+    assert (copy / "thesis" / "thesis.tex").exists()
+
+
+def test_a_place_that_the_libraries_cannot_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the name is not UTF-8"), new_bundle(tmp_path / os.fsdecode(b"\xff")):
+        pass
+    assert list(tmp_path.iterdir()) == []

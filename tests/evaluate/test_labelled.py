@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from trt_vit.errors import InputError, UsageError
+from trt_vit.evaluate import devkit
 from trt_vit.evaluate.labelled import Labelled, find_labelled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 NAMES = ["tench, Tinca tinca", "crane", "goldfish", "crane"]
@@ -133,12 +134,43 @@ class TestFiles:
             ("l.json", "[[0], [9]]", "is not a file of ReaL labels"),
             ("l.json", "{}", "is not a file of ReaL labels"),
             ("l.json", "[", "cannot read"),
+            ("l.json", "[" * 100_000, "cannot read .*nested too deeply"),
+            ("l.json", "[[true]]", "is not a file of ReaL labels"),
+            ("l.json", "[[NaN]]", "'NaN' is not a number"),
+            ("l.txt", "", "names none of the 1 images"),
+            ("l.txt", "\u00b2\n", "a line is not a file and its class"),
+            ("l.txt", "9" * 5000, "a line is not a file and its class"),
+            ("l.txt", f"a.png {'9' * 5000}", "no class is called '999"),
+            ("l.csv", f"a.png,{'9' * 5000}", "no class is called '999"),
+            ("l.csv", "a.png,\u00b2", "no class is called '\u00b2'"),
+            ("l.txt", "a.png \x1b[31m", r"no class is called '\\x1b\[31m'"),
+            ("l.csv", f"a.png,{'x' * 100_000}", "no class is called 'xxx"),
         ],
     )
     def test_what_does_not_fit(self, tmp_path: Path, name: str, text: str, message: str) -> None:
         data = pictures(tmp_path / "d", "a.png")
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             found(data, write(tmp_path / name, text))
+        assert len(str(caught.value)) < 1000
+
+    def test_a_table_of_nothing_but_strangers_takes_no_time(self, tmp_path: Path) -> None:
+        """Only for names that are told is it looked for what may be meant: for each that is a comparison with all."""
+        data = pictures(tmp_path / "d", "a.png")
+        names = [f"kind {number} of several words" for number in range(1000)]
+        file = write(
+            tmp_path / "l.txt", "".join(f"{number}.png unknown-{number}-of-words\n" for number in range(20_000))
+        )
+        with pytest.raises(InputError, match="and 19997 more"):
+            found(data, file, names)
+
+    def test_what_is_no_file_or_too_large(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = pictures(tmp_path / "d", "a.png")
+        monkeypatch.setattr(devkit, "_MOST_BYTES", 10)
+        for name in ("l.txt", "l.csv", "l.json"):
+            with pytest.raises(InputError, match="is larger than 10 bytes"):
+                found(data, write(tmp_path / name, "a.png 0" * 10))
+        (data / "synsets.txt").symlink_to("/dev/zero")  # which is_file says is none
+        assert found(data, write(tmp_path / "l.txt", "a.png 0")) == {"a.png": 0}
 
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         data = pictures(tmp_path / "d", "a.png")
@@ -183,6 +215,26 @@ class TestDevelopmentKit:
         with pytest.raises(InputError, match="has 1 classes, the checkpoint 4"):
             found(data, file)
 
+    @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (1, 2, 3, "\u00b2"), (1, 2, 3, "9" * 5000), (1, 2, 3, 3)])
+    def test_a_table_whose_numbers_are_not_1_to_4(self, tmp_path: Path, numbers: Sequence[object]) -> None:
+        data, file = self.data(tmp_path)
+        rows = [f"{name} {number} word\n" for name, number in zip(SYNSETS, numbers, strict=True)]
+        write(file.with_name("map_clsloc.txt"), "".join(rows))
+        with pytest.raises(InputError, match="has 3 classes, the checkpoint 4"):
+            found(data, file)
+
+    def test_a_table_with_a_synset_twice(self, tmp_path: Path) -> None:
+        data, file = self.data(tmp_path)
+        write(file.with_name("map_clsloc.txt"), "".join(f"{SYNSETS[0]} {number} word\n" for number in range(1, 5)))
+        with pytest.raises(InputError, match="has 1 classes, the checkpoint 4"):
+            found(data, file)
+
+    def test_a_table_that_is_no_text(self, tmp_path: Path) -> None:
+        data, file = self.data(tmp_path)
+        file.with_name("map_clsloc.txt").write_bytes(b"n01440764 1 \xff\n")
+        with pytest.raises(InputError, match=r"cannot read .*map_clsloc\.txt: it is not UTF-8 at byte 12"):
+            found(data, file)
+
     def test_a_number_that_is_none(self, tmp_path: Path) -> None:
         data, file = self.data(tmp_path)
         write(file.with_name("map_clsloc.txt"), "".join(f"{name} {i} w\n" for i, name in enumerate(SYNSETS, start=1)))
@@ -197,6 +249,31 @@ class TestDevelopmentKit:
         rows = numpy.array(list(zip(self.NUMBERS, SYNSETS, strict=True)), [("ILSVRC2012_ID", "O"), ("WNID", "O")])
         scipy.savemat(file.with_name("meta.mat"), {"synsets": rows})
         assert found(data, file) == dict(zip(VAL, [1, 3, 0, 1], strict=True))
+
+    @pytest.mark.parametrize(
+        "damage", [lambda data: b"", lambda data: data[:200], lambda data: data[:136] + b"\xff" * 99]
+    )
+    def test_a_damaged_table_for_matlab(self, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+        scipy = pytest.importorskip("scipy.io", reason="needs scipy")
+        data, file = self.data(tmp_path)
+        table = file.with_name("meta.mat")
+        scipy.savemat(table, {"synsets": [1]})
+        table.write_bytes(damage(table.read_bytes()))
+        with pytest.raises(InputError, match=r"cannot read .*meta\.mat: it is not the kit's table"):
+            found(data, file)
+
+    def test_a_table_that_ends_its_reader_ends_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """scipy's reader is native code, and damaged files end the process that it runs in."""
+        pytest.importorskip("scipy", reason="needs scipy")
+        data, file = self.data(tmp_path)
+        file.with_name("meta.mat").touch()
+        for end in ("import os; os.abort()", "while True: pass", "print('[[1]]')", "print('[[[], 1]]')"):
+            monkeypatch.setattr(devkit, "_MATLAB_READER", end)
+            monkeypatch.setattr(devkit, "_SECONDS", 0.5)
+            with pytest.raises(InputError, match=r"cannot read .*meta\.mat: it is not the kit's table"):
+                found(data, file)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,23 @@ def test_a_damaged_file_is_not_shown_to_the_library(tmp_path: Path, damage: Call
     assert run(path).given == [KERNELS]  # and replaced
 
 
+def test_kernels_that_others_can_have_written_are_not_shown_to_the_library(tmp_path: Path) -> None:
+    path = tmp_path / "trt-vit" / "kernels" / "file"
+    run(path)
+    assert run(path).given == [KERNELS]
+    for directory in (path.parent, path.parents[1]):
+        directory.chmod(0o777)
+        path.write_bytes(hashlib.sha256(b"hostile").digest() + b"hostile")
+        assert run(path).given == []
+        assert path.read_bytes().endswith(b"hostile")  # nor is anything left there
+        directory.chmod(0o700)
+    path.unlink()
+    run(path)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert run(path).given == []
+
+
 def test_a_place_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run(tmp_path / "file" / "kernels")

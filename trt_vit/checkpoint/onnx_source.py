@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from trt_vit.caches import is_plain, plain, quoted, read_file
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES, Export, agreed_image_size
-from trt_vit.checkpoint.files import needs_export_extra, read_json_object, sha256_of, staged, writing
-from trt_vit.checkpoint.labels import labels_from_config, labels_from_file
-from trt_vit.checkpoint.metadata import metadata_of, stored_checkpoint, stored_labels, stored_preprocessing
-from trt_vit.checkpoint.preprocessing import PREPROCESSOR_FILE, read_preprocessing
+from trt_vit.checkpoint.files import bytes_of, needs_export_extra, quiet, staged, take_in, writing
+from trt_vit.checkpoint.metadata import find_labels, find_preprocessing, metadata_of, stored_checkpoint, text_of
+from trt_vit.engine.manifest import MAX_BATCH, MAX_CLASSES, MAX_EDGE
 from trt_vit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import onnx
 
     from trt_vit.checkpoint.source import Checkpoint
-    from trt_vit.images.preprocessing import Preprocessing
 
 _GRAPH_HINT = (
     "export the classifier with one float32 image input [batch, 3, height, width] and one output [batch, classes]"
@@ -26,6 +28,14 @@ _GRAPH_HINT = (
 _RUNTIME_QUANTIZED = frozenset({"DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger", "QLinearConv", "QGemm"})
 _IMAGE_RANK = 4
 _LOGITS_RANK = 2
+_MOST_BYTES = 2**31
+"""What a protobuf message may have."""
+_LONGEST_NAME = 1000
+_SHOWN = 8
+"""Inputs, outputs or sizes that a message names."""
+_FREE_TEXTS = frozenset({"doc_string", "key", "value"})
+"""Fields with texts that name nothing and are not shown: notes, and what metadata holds."""
+_LONGEST_REASON = 500
 
 
 def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None, labels: Path | None) -> Export:
@@ -45,21 +55,21 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
         EnvironmentFault: onnx is missing.
         OutputError: ``output`` cannot be written.
     """
-    model = _load(checkpoint.path)
+    model, weights_sha256 = _load(checkpoint.path)
     where = checkpoint.source
     input_name, batch, image_size = _image_input(model, where)
     output_name, classes = _logits_output(model, where)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     origin = stored_checkpoint(metadata, where=where)
-    preprocessing = _preprocessing(checkpoint.path, metadata, preprocessor, where)
+    preprocessing = find_preprocessing(checkpoint.path, metadata, preprocessor, where)
     agreed_image_size(preprocessing, image_size, where=where)
     export = Export(
         path=output,
         source=checkpoint.source,
         kind=checkpoint.kind,
-        revision=_text(origin, "revision"),
+        revision=text_of(origin, "revision"),
         preprocessing=preprocessing,
-        labels=_labels(checkpoint.path, metadata, labels, classes, where),
+        labels=find_labels(checkpoint.path, metadata, labels, classes, where),
         input_name=input_name,
         output_name=output_name,
         image_size=image_size,
@@ -68,9 +78,9 @@ def copy_onnx(checkpoint: Checkpoint, output: Path, *, preprocessor: Path | None
         quantized=_is_quantized(model, where),
         opset=_opset(model, where),
         max_abs_difference=None,
-        architecture=_text(origin, "architecture"),
-        model_type=_text(origin, "model_type"),
-        weights_sha256=sha256_of(_files(checkpoint.path)),
+        architecture=text_of(origin, "architecture"),
+        model_type=text_of(origin, "model_type"),
+        weights_sha256=weights_sha256,
         parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer if _is_float(tensor)),
         versions={model.producer_name: model.producer_version} if model.producer_name else {},
     )
@@ -91,39 +101,122 @@ def _is_quantized(model: onnx.ModelProto, where: str) -> bool:
     return "DequantizeLinear" in kinds
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def _load(path: Path) -> tuple[onnx.ModelProto, str]:
+    """Return the model with its external weights in it, and the SHA-256 of the bytes that all of it was read from."""
     with needs_export_extra():
         import onnx
+        import onnx_ir as ir
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        model = onnx.load(path)
+        data = read_file(path, _MOST_BYTES)
+        digest = hashlib.sha256(data)
+        model = onnx.load_model_from_string(data)
+        _refuse_odd_names(model, path)
+        tensors = [message for message in _messages(model) if _is_tensor(message)]
+        external = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        checked = path if external else model  # onnx looks for weights beside the file
+        take_in(external, path, digest)
+        _refuse_odd_sizes(tensors, path)
         try:
-            onnx.checker.check_model(path)
+            onnx.checker.check_model(checked)
         except onnx.checker.ValidationError as error:
             if "topologically sorted" not in str(error):
                 raise
             model = _sorted(model)  # some converters leave nodes before what they read
+        with _failures_of_ir():
+            ir.from_proto(model)  # as every later step of a build does
     except DecodeError as error:
         raise CheckpointError(
             f"{path}: not an ONNX file, or a truncated one", hint="export or download it again"
         ) from error
     except onnx.checker.ValidationError as error:
-        reason = next(iter(str(error).strip().splitlines()), "no details")
         raise CheckpointError(
-            f"{path}: not a valid ONNX model: {reason}",
+            f"{path}: not a valid ONNX model: {_first_line(error)}",
             hint="export it again; external weights must lie beside the file",
         ) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path}: {' '.join(str(error).split())}",
-            hint="its external weights are incomplete: export or download them again",
-        ) from error
+        raise CheckpointError(f"{path}: {_first_line(error)}", hint="export or download it again") from error
     except OSError as error:
+        where = f"its file {quoted(error.filename)} " if error.filename not in {None, str(path)} else ""
         raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror}", hint="pass a readable file with its external weights beside it"
+            f"{path}: {where}cannot be read: {error.strerror}",
+            hint="pass a readable file with its external weights beside it",
         ) from error
-    return model
+    return model, digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(plain(str(error).strip().partition("\n")[0])[:_LONGEST_REASON].splitlines()), "no details")
+
+
+def _messages(model: onnx.ModelProto) -> Iterator[Any]:
+    """Every message of a model, wherever it may stand: in subgraphs, functions or sparse tensors, say."""
+    waiting: list[Any] = [model]
+    while waiting:
+        message = waiting.pop()
+        yield message
+        if _is_tensor(message):  # whose other fields are numbers, which listing them would copy
+            waiting.extend((*message.external_data, *message.metadata_props))
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if hasattr(value, "ListFields") else value)
+
+
+def _is_tensor(message: Any) -> bool:
+    return bool(message.DESCRIPTOR.name == "TensorProto")
+
+
+def _texts(message: Any) -> Iterator[tuple[str, str | bytes]]:
+    """The texts of one message with the names of their fields; bytes where a text is not UTF-8."""
+    if _is_tensor(message):
+        yield from (("name", message.name), ("doc_string", message.doc_string))
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            yield from ((field.name, text) for text in ([value] if isinstance(value, str | bytes) else value))
+
+
+def _refuse_odd_names(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are no text, or that act on whatever shows them: messages and reports name nodes and tensors.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    for message in _messages(model):
+        for kind, text in _texts(message):
+            if isinstance(text, str) and (kind in _FREE_TEXTS or (is_plain(text) and len(text) <= _LONGEST_NAME)):
+                continue
+            raise CheckpointError(f"{path}: it holds the name {quoted(text)}", hint="export it again with plain names")
+
+
+def _refuse_odd_sizes(tensors: list[onnx.TensorProto], path: Path) -> None:
+    """Refuse tensors with more or fewer bytes than their shape and type need, which not every onnx does.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    for tensor in tensors:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != bytes_of(tensor):
+            message = f"{path}: the tensor {tensor.name} has {len(tensor.raw_data)} bytes, its shape {bytes_of(tensor)}"
+            raise CheckpointError(message, hint="export or download it again")
+
+
+@contextmanager
+def _failures_of_ir() -> Iterator[None]:
+    """Raise what onnx_ir cannot read or write as a ValueError, as onnx does, and keep its warnings silent.
+
+    Raises:
+        ValueError: It could not.
+    """
+    import onnx_ir as ir
+
+    try:
+        with quiet():
+            yield
+    except ir.serde.SerdeError as error:
+        raise ValueError(f"not a valid ONNX model: {error}") from error
 
 
 def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -132,11 +225,16 @@ def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx_ir as ir
     from onnx_ir.passes.common import TopologicalSortPass
 
-    in_order = ir.from_proto(model)
-    TopologicalSortPass()(in_order)
-    proto: onnx.ModelProto = ir.to_proto(in_order)
+    with _failures_of_ir():
+        in_order = ir.from_proto(model)
+        TopologicalSortPass()(in_order)
+        proto: onnx.ModelProto = ir.to_proto(in_order)
     onnx.checker.check_model(proto)
     return proto
+
+
+def _some_names(values: list[onnx.ValueInfoProto]) -> str:
+    return ", ".join(value.name for value in values[:_SHOWN]) + (", ..." if values[_SHOWN:] else "") or "none"
 
 
 def _image_input(model: onnx.ModelProto, where: str) -> tuple[str, int | None, tuple[int, int]]:
@@ -144,7 +242,7 @@ def _image_input(model: onnx.ModelProto, where: str) -> tuple[str, int | None, t
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
+        names = _some_names(inputs)
         raise CheckpointError(f"{where}: expected one input, found {len(inputs)}: {names}", hint=_GRAPH_HINT)
     shape = _shape(inputs[0], where)
     if len(shape) != _IMAGE_RANK or shape[1] != 3:  # noqa: PLR2004  # red, green and blue
@@ -158,13 +256,16 @@ def _image_input(model: onnx.ModelProto, where: str) -> tuple[str, int | None, t
             f"{where}: the input {inputs[0].name} has no fixed height and width: {_spell(shape)}",
             hint="export it with a fixed image size; only the batch may be dynamic",
         )
+    if max(height, width) > MAX_EDGE or (batch or 1) > MAX_BATCH:
+        message = f"{where}: the input {inputs[0].name} has the shape {_spell(shape)}"
+        raise CheckpointError(message, hint=f"pixels go up to {MAX_EDGE} a side, and images to {MAX_BATCH} a batch")
     return inputs[0].name, batch, (height, width)
 
 
 def _logits_output(model: onnx.ModelProto, where: str) -> tuple[str, int]:
     outputs = list(model.graph.output)
     if len(outputs) != 1:
-        names = ", ".join(value.name for value in outputs) or "none"
+        names = _some_names(outputs)
         raise CheckpointError(f"{where}: expected one output, found {len(outputs)}: {names}", hint=_GRAPH_HINT)
     shape = _shape(outputs[0], where)
     if len(shape) != _LOGITS_RANK or shape[1] is None:
@@ -172,55 +273,26 @@ def _logits_output(model: onnx.ModelProto, where: str) -> tuple[str, int]:
             f"{where}: the output {outputs[0].name} has the shape {_spell(shape)}, not [batch, classes]",
             hint=_GRAPH_HINT,
         )
+    if shape[1] > MAX_CLASSES:
+        raise CheckpointError(f"{where}: the model has {shape[1]} classes", hint=f"{MAX_CLASSES} are the most")
     return outputs[0].name, shape[1]
 
 
 def _shape(value: onnx.ValueInfoProto, where: str) -> list[int | None]:
     """The dimensions of a float32 tensor, None for one that is dynamic."""
     import onnx
+    import onnx_ir as ir
 
     tensor = value.type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
-        found = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        found = ir.DataType(tensor.elem_type).name
         raise CheckpointError(f"{where}: {value.name} is {found}, not float32", hint=_GRAPH_HINT)
     return [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
 
 
 def _spell(shape: list[int | None]) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-
-
-def _preprocessing(path: Path, metadata: dict[str, str], given: Path | None, where: str) -> Preprocessing:
-    beside = path.parent / PREPROCESSOR_FILE
-    if given is None and (stored := stored_preprocessing(metadata, where=where)) is not None:
-        return stored
-    if given is None and not beside.is_file():
-        raise CheckpointError(
-            f"{where}: neither its metadata nor a {PREPROCESSOR_FILE} beside it says how to prepare images",
-            hint=f"pass --preprocessor FILE, the {PREPROCESSOR_FILE} the model was trained with",
-        )
-    config = path.parent / "config.json"
-    model_type = _text(read_json_object(config), "model_type") if config.is_file() else None
-    return read_preprocessing(given or beside, model_type=model_type)
-
-
-def _labels(path: Path, metadata: dict[str, str], given: Path | None, classes: int, where: str) -> tuple[str, ...]:
-    if given is not None:
-        return labels_from_file(given, classes=classes)
-    if (stored := stored_labels(metadata, classes=classes, where=where)) is not None:
-        return stored
-    config = path.parent / "config.json"
-    if config.is_file():
-        return labels_from_config(read_json_object(config), classes=classes, path=config)
-    raise CheckpointError(
-        f"{where}: neither its metadata nor a config.json beside it names its {classes} classes",
-        hint="pass --labels FILE, one label a line in the order of the model's classes",
-    )
-
-
-def _text(values: dict[str, Any], key: str) -> str | None:
-    value = values.get(key)
-    return value if isinstance(value, str) else None
+    sizes = ["?" if size is None else str(size) for size in shape[:_SHOWN]]
+    return f"[{', '.join(sizes)}{', ...' if shape[_SHOWN:] else ''}]"
 
 
 def _opset(model: onnx.ModelProto, where: str) -> int:
@@ -235,15 +307,6 @@ def _is_float(tensor: onnx.TensorProto) -> bool:
 
     kinds = onnx.TensorProto
     return tensor.data_type in {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
-
-
-def _files(path: Path) -> list[Path]:
-    """The .onnx file, then the files of its external weights in the order of their names."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    return [path, *(path.parent / name for name in sorted(names))]
 
 
 def _write(model: onnx.ModelProto, export: Export) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from trt_vit.caches import quoted
 from trt_vit.checkpoint.files import read_json_object
 from trt_vit.checkpoint.processors import COMMON, MODEL_PROCESSORS, PROCESSORS
+from trt_vit.engine.manifest import MAX_EDGE
 from trt_vit.errors import CheckpointError
 from trt_vit.images.preprocessing import Filter, Preprocessing, ShortestEdge, Squash
 
@@ -30,6 +32,7 @@ _INERT = {
 }  # fmt: skip
 _CONVNEXT_SQUASH_FROM = 384
 """ConvNeXt's processor crops below this edge, in pixels, and squashes from it on."""
+_LONGEST_KEY = 80
 _NO_CLASS_NEEDS = ("do_resize", "size", "resample", "do_rescale", "do_normalize")
 
 
@@ -49,7 +52,7 @@ class _Settings:
     def on(self, key: str) -> bool:
         value = self.values[key]
         if not isinstance(value, bool):
-            raise self.error(key, f"is {value!r}, not true or false")
+            raise self.error(key, f"is {quoted(value)}, not true or false")
         return value
 
 
@@ -106,13 +109,18 @@ def _complete(file: Path, given: dict[str, Any], model_type: str | None) -> _Set
             continue
         if key == "data_format" and value == "channels_first":
             continue
-        raise settings.error(key, f"is {value!r}, which cannot be reproduced")
+        raise settings.error(_spelled(key), f"is {quoted(value)}, which cannot be reproduced")
     if name is None and (missing := [key for key in _NO_CLASS_NEEDS if key not in present]):
         raise CheckpointError(
             f"{file}: names no image processor and leaves out {', '.join(missing)}",
             hint=f'add "image_processor_type" to the file, one of {", ".join(PROCESSORS)}',
         )
     return settings
+
+
+def _spelled(key: str) -> str:
+    """Return a key that may be anything as a message names it."""
+    return key if key.isidentifier() and len(key) <= _LONGEST_KEY else quoted(key)
 
 
 def _processor_name(file: Path, given: dict[str, Any], model_type: str | None) -> str | None:
@@ -123,7 +131,7 @@ def _processor_name(file: Path, given: dict[str, Any], model_type: str | None) -
     name = str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name not in PROCESSORS:
         raise CheckpointError(
-            f"{file}: the image processor {named} is not supported",
+            f"{file}: the image processor {_spelled(str(named))} is not supported",
             hint=f"describe its steps as one of {', '.join(PROCESSORS)} in a file passed with --preprocessor FILE",
         )
     return name
@@ -135,7 +143,7 @@ def _preprocessing(settings: _Settings) -> Preprocessing:
     normalize = settings.on("do_normalize")
     resample = values.get("resample", 2)
     if not isinstance(resample, int) or isinstance(resample, bool) or resample not in _FILTERS:
-        raise settings.error("resample", f"is {resample!r}, not one of Pillow's filters 0 to 5")
+        raise settings.error("resample", f"is {quoted(resample)}, not one of Pillow's filters 0 to 5")
     return Preprocessing(
         resize=resize,
         filter=_FILTERS[resample],
@@ -167,7 +175,7 @@ def _convnext(settings: _Settings, size: int | tuple[int, int]) -> tuple[Squash 
     if size >= _CONVNEXT_SQUASH_FROM:
         return Squash(size=(size, size)), None
     crop_pct = _number(settings, "crop_pct", settings.values["crop_pct"])
-    if not 0 < crop_pct <= 1:
+    if not size / MAX_EDGE <= crop_pct <= 1:
         raise settings.error("crop_pct", f"is {crop_pct}, not above 0 and at most 1")
     return ShortestEdge(edge=int(size / crop_pct)), (size, size)
 
@@ -193,12 +201,12 @@ def _size(settings: _Settings, key: str, *, square: bool) -> int | tuple[int, in
     elif isinstance(value, int):
         pixels = _pixels(settings, key, value)
         return (pixels, pixels) if square else pixels
-    raise settings.error(key, f"is {value!r}, not a number, height and width, or shortest_edge alone")
+    raise settings.error(key, f"is {quoted(value)}, not a number, height and width, or shortest_edge alone")
 
 
 def _pixels(settings: _Settings, key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise settings.error(key, f"has {value!r}, not a number of pixels")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_EDGE:
+        raise settings.error(key, f"has {quoted(value)}, not a number of pixels from 1 to {MAX_EDGE}")
     return value
 
 
@@ -214,5 +222,5 @@ def _channels(settings: _Settings, key: str) -> tuple[float, float, float]:
 
 def _number(settings: _Settings, key: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise settings.error(key, f"has {value!r}, not a number")
+        raise settings.error(key, f"has {quoted(value)}, not a number")
     return float(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trt_vit.checkpoint.files import needs_export_extra
+from trt_vit.checkpoint.files import needs_export_extra, refuse_links_outside
 from trt_vit.errors import CheckpointError, EnvironmentFault, UsageError
 
 Kind = Literal["hub", "directory", "onnx"]
@@ -21,6 +21,7 @@ HUB_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
 )
+_ADAPTER = "adapter_config.json"
 HUB_TIMEOUT = 10.0
 """Seconds the first request may take; the client's own default is to wait for ever."""
 
@@ -78,12 +79,16 @@ def resolve(source: str, *, revision: str | None = None) -> Checkpoint:
 
 def _local(source: str, path: Path) -> Checkpoint:
     if path.is_dir():
+        refuse_links_outside(path)
         if not (path / "config.json").is_file():
             raise CheckpointError(
                 f"{source}: the directory has no config.json",
                 hint="pass a directory in the Hugging Face layout: config.json, model.safetensors, "
                 "preprocessor_config.json",
             )
+        if (path / _ADAPTER).exists():
+            message = f"{source}: {_ADAPTER} asks for the weights of another checkpoint, which is not looked for"
+            raise CheckpointError(message, hint="merge the adapter into its model, and save that")
         return Checkpoint("directory", source, path)
     if path.suffix.lower() == ".onnx":
         return Checkpoint("onnx", source, path)

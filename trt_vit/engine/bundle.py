@@ -6,18 +6,19 @@ manifest's digest: ``Bundle.read`` hashes the very bytes that it returns.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from trt_vit.engine.manifest import FORMAT, FileRecord, Manifest
+from trt_vit.caches import is_text, parse_json, plain, quoted, read_file
+from trt_vit.engine.manifest import FORMAT, FileRecord, Manifest, Text
 from trt_vit.errors import ArtifactError, OutputError, UsageError
 from trt_vit.images.preprocessing import Preprocessing
 from trt_vit.runtime.protocol import EngineFiles
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 PREPROCESSING = "preprocessing.json"
 LABELS = "labels.json"
-_MANIFEST_LIMIT = 16 * 2**20
+_DOCUMENT_LIMIT = 64 * 2**20
+"""Bytes of the manifest, the preprocessing or the labels."""
+_LONGEST_KEY = 80
+_LONGEST_REASON = 500
 _REBUILD = "build it again with trt-vit build-engine"
 
 
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle. Opening reads only the manifest; ``read`` and the properties verify what they return.
+
+    Its directory may be reached by a link, but no file in it may be one: all of a bundle lies in its directory.
 
     Attributes:
         path: The bundle's directory.
@@ -58,8 +64,7 @@ class Bundle:
             raise UsageError(f"no bundle at {path}", hint="build one with trt-vit build-engine SOURCE -o BUNDLE")
         file = path / MANIFEST
         try:
-            with file.open("rb") as stream:
-                data = stream.read(_MANIFEST_LIMIT + 1)
+            data = read_file(file, _DOCUMENT_LIMIT, follow=False)
         except OSError as error:
             raise ArtifactError(f"{path} is not a bundle: {MANIFEST}: {error.strerror}", hint=_REBUILD) from error
         return cls(path, _parse_manifest(file, data), hashlib.sha256(data).hexdigest())
@@ -73,15 +78,27 @@ class Bundle:
         record = self.manifest.files.get(name)
         if record is None:
             raise ArtifactError(f"{self.path}: the manifest lists no {name}", hint=_REBUILD)
+        file = self.path / name
+        changed, hint = f"{file} is not what the manifest says was built", f"do not use it; {_REBUILD}"
         try:
-            with (self.path / name).open("rb") as stream:
-                data = stream.read(record.bytes + 1)
+            data = read_file(file, record.bytes, follow=False)
         except OSError as error:
-            raise ArtifactError(f"{self.path / name}: {error.strerror}", hint=_REBUILD) from error
+            if error.errno == errno.EFBIG:
+                raise ArtifactError(f"{changed} (it {error.strerror})", hint=hint) from error
+            raise ArtifactError(f"{file}: {error.strerror}", hint=_REBUILD) from error
         if hashlib.sha256(data).hexdigest() != record.sha256:
-            message = f"{self.path / name} is not what the manifest says was built (its sha256 differs)"
-            raise ArtifactError(message, hint=f"do not use it; {_REBUILD}")
+            raise ArtifactError(f"{changed} (its sha256 differs)", hint=hint)
         return data
+
+    def _document(self, name: str) -> Any:
+        # A file that is not listed is refused by ``read``.
+        listed = self.manifest.files.get(name)
+        if listed is not None and listed.bytes > _DOCUMENT_LIMIT:
+            raise ArtifactError(f"{self.path / name} is larger than {_DOCUMENT_LIMIT} bytes", hint=_REBUILD)
+        try:
+            return parse_json(self.read(name))
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / name} is not JSON: {error}", hint=_REBUILD) from error
 
     def engine_files(self) -> EngineFiles:
         """Return what a runtime needs of this bundle."""
@@ -99,15 +116,20 @@ class Bundle:
 
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing that the checkpoint was trained with."""
+        model = self.manifest.model
         try:
-            return Preprocessing.model_validate_json(self.read(PREPROCESSING))
+            preprocessing = Preprocessing.model_validate(self._document(PREPROCESSING))
         except ValidationError as error:
             raise ArtifactError(f"{self.path / PREPROCESSING}: {_first(error)}", hint=_REBUILD) from error
+        if preprocessing.output_size != (model.height, model.width):
+            message = f"{self.path / PREPROCESSING} does not give the {model.height}x{model.width} pixels of the engine"
+            raise ArtifactError(message, hint=_REBUILD)
+        return preprocessing
 
     def labels(self) -> tuple[str, ...]:
         """Return the label of each class, by index."""
         try:
-            labels = TypeAdapter(tuple[str, ...]).validate_json(self.read(LABELS))
+            labels = TypeAdapter(tuple[Text, ...]).validate_python(self._document(LABELS))
         except ValidationError as error:
             raise ArtifactError(f"{self.path / LABELS}: {_first(error)}", hint=_REBUILD) from error
         if len(labels) != self.manifest.model.classes:
@@ -117,23 +139,22 @@ class Bundle:
 
 
 def _parse_manifest(file: Path, data: bytes) -> Manifest:
-    if len(data) > _MANIFEST_LIMIT:
-        raise ArtifactError(f"{file} is larger than {_MANIFEST_LIMIT} bytes", hint=_REBUILD)
     try:
-        document = json.loads(data)
+        document = parse_json(data)
         if isinstance(document, dict) and document.get("format") != FORMAT:
-            message = f"{file} has format {document.get('format')!r}; this version reads format {FORMAT}"
+            message = f"{file} has format {quoted(document.get('format'))}; this version reads format {FORMAT}"
             raise ArtifactError(message, hint=_REBUILD)
         return Manifest.model_validate(document)
     except ValidationError as error:
         raise ArtifactError(f"{file} is not a manifest: {_first(error)}", hint=_REBUILD) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{file} is not JSON: {error}", hint=_REBUILD) from error
 
 
 def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in detail['loc']) or 'document'}: {detail['msg']}"
+    where = ".".join(str(part)[:_LONGEST_KEY] for part in detail["loc"])
+    return plain(f"{where or 'document'}: {detail['msg'][:_LONGEST_REASON]}")
 
 
 def record(file: Path) -> FileRecord:
@@ -154,6 +175,9 @@ def new_bundle(path: Path) -> Iterator[Path]:
         OutputError: ``path`` holds something that is not a bundle, or cannot be written.
     """
     place = path.resolve()
+    if not is_text(str(place)):
+        message = f"{plain(str(place))}: the name is not UTF-8, as the libraries that read a bundle need"
+        raise OutputError(message, hint="choose another name with -o")
     try:
         refuse_foreign(place)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +206,7 @@ def refuse_foreign(path: Path) -> None:
     if not names:
         return
     try:
-        own = {MANIFEST, *Bundle.open(path).manifest.files}
+        own = {name for name in (MANIFEST, *Bundle.open(path).manifest.files) if not (path / name).is_dir()}
     except ArtifactError as error:
         raise OutputError(f"{path} holds something else than a bundle", hint=hint) from error
     if names - own:

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from trt_vit.caches import is_plain, quoted
+
 FORMAT: Final = 3
 """Version of the bundle layout. A reader refuses a format it does not know."""
 
@@ -23,20 +25,36 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 RuntimeName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
 RangeMethod = Literal["error", "max", "percentile", "entropy", "mse"]
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MAX_BATCH: Final = 2**16
+MAX_EDGE: Final = 2**14
+"""Pixels of a side of what a model sees."""
+MAX_CLASSES: Final = 2**20
+MAX_FILE_BYTES: Final = 2**36
+"""Bytes of one file of a bundle: each is read into memory."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def _plain_name(name: str) -> str:
     if not _PLAIN_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a plain file name")
+        raise ValueError(f"{quoted(name)} is not a plain file name")
     return name
 
 
+def _plain_text(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError(f"{quoted(text)} holds a control character")
+    return text
+
+
 PlainName = Annotated[str, AfterValidator(_plain_name)]
+Text = Annotated[str, AfterValidator(_plain_text)]
+"""What a person may be shown, by a terminal for one."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-BatchSize = Annotated[int, Field(gt=0, le=2**16)]
+BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH)]
+Edge = Annotated[int, Field(gt=0, le=MAX_EDGE)]
 
 
 class _Record(BaseModel):
@@ -64,7 +82,7 @@ class FileRecord(_Record):
     """One file of the bundle."""
 
     sha256: Sha256
-    bytes: NonNegativeInt
+    bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
 
 
 class CheckpointRecord(_Record):
@@ -79,10 +97,10 @@ class CheckpointRecord(_Record):
         parameters: Number of weights.
     """
 
-    source: str
+    source: Text
     kind: Literal["hub", "directory", "onnx"]
-    revision: str | None
-    architecture: str | None
+    revision: Text | None
+    architecture: Text | None
     weights_sha256: Sha256
     parameters: NonNegativeInt
 
@@ -90,11 +108,11 @@ class CheckpointRecord(_Record):
 class ModelRecord(_Record):
     """The engine's interface: one float32 image tensor [batch, 3, height, width] in, logits [batch, classes] out."""
 
-    input_name: str
-    output_name: str
-    height: PositiveInt
-    width: PositiveInt
-    classes: PositiveInt
+    input_name: Text
+    output_name: Text
+    height: Edge
+    width: Edge
+    classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -130,9 +148,9 @@ class TargetRecord(_Record):
         hardware_compatible: Whether later GPU generations can load the plan.
     """
 
-    lanes: PositiveInt = 1
-    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None
-    gpu: str | None = None
+    lanes: Annotated[int, Field(gt=0, le=2**10)] = 1
+    compute_capability: Annotated[str, Field(pattern=r"^[0-9]{1,3}\.[0-9]$")] | None = None
+    gpu: Text | None = None
     workspace_gib: PositiveFloat | None = None
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
     aux_streams: NonNegativeInt | None = None
@@ -155,14 +173,14 @@ class LayerRecord(_Record):
         reason: Why it is not quantized; None where it is.
     """
 
-    layer: str
+    layer: Text
     precision: Precision
     macs: NonNegativeInt
     amax: float | None
     equalized: bool
     attention: bool
     cost: float | None
-    reason: str | None
+    reason: Text | None
 
 
 class QuantizationRecord(_Record):
@@ -181,7 +199,7 @@ class QuantizationRecord(_Record):
         plan: What became of each linear layer, in the order of the graph.
     """
 
-    calibration: str | None
+    calibration: Text | None
     images: NonNegativeInt
     images_sha256: Sha256 | None
     ranges: RangeMethod
@@ -230,8 +248,8 @@ class EngineRecord(_Record):
     """
 
     layers: PositiveInt
-    kinds: dict[str, PositiveInt]
-    precisions: dict[str, PositiveInt]
+    kinds: dict[Text, PositiveInt]
+    precisions: dict[Text, PositiveInt]
     fused_attention: NonNegativeInt
     attentions: NonNegativeInt
     reformats: NonNegativeInt
@@ -255,7 +273,7 @@ class Manifest(_Record):
     """
 
     format: Literal[3]
-    created: str
+    created: Text
     runtime: RuntimeName
     precision: Precision
     batch: BatchProfile
@@ -266,4 +284,4 @@ class Manifest(_Record):
     quantization: QuantizationRecord | None
     engine: EngineRecord
     files: dict[PlainName, FileRecord]
-    versions: dict[str, str]
+    versions: dict[Text, Text]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trt_vit
+from trt_vit.caches import plain
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine.manifest import (
     FORMAT,
@@ -57,7 +58,7 @@ def quantization_record(
     score = None if quantization is None else quantization.score
     placements = () if quantization is None else quantization.placements
     return QuantizationRecord(
-        calibration=None if calibration is None else str(calibration.directory),
+        calibration=None if calibration is None else plain(str(calibration.directory)),
         images=0 if calibration is None else len(calibration.paths),
         images_sha256=None if calibration is None else calibration.sha256,
         ranges=order.settings.ranges,
@@ -101,7 +102,7 @@ def manifest(
         precision=order.precision,
         batch=batch,
         checkpoint=CheckpointRecord(
-            source=export.source,
+            source=plain(export.source),
             kind=export.kind,
             revision=export.revision,
             architecture=export.architecture,

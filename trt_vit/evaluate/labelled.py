@@ -6,19 +6,20 @@ Nothing is guessed. Where a file's convention cannot be told, or an image's labe
 from __future__ import annotations
 
 import csv
-import json
+import io
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trt_vit.caches import parse_json
 from trt_vit.errors import InputError, UsageError
-from trt_vit.evaluate.classes import WNID, Classes
-from trt_vit.evaluate.devkit import framework_indices
+from trt_vit.evaluate.classes import WNID, Classes, number
+from trt_vit.evaluate.devkit import framework_indices, read_lines, read_text
 from trt_vit.images.source import list_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
 SYNSET_TABLES = ("LOC_synset_mapping.txt", "synset_words.txt", "synsets.txt", "map_clsloc.txt")
 """Files that name ImageNet's synsets, one a line, the identifier first."""
@@ -92,7 +93,7 @@ def _by_folder(data: Path, paths: Sequence[str], names: Sequence[str]) -> Labell
     if synsets is None and len(found) == len(names) and all(WNID.fullmatch(folder) for folder in found):
         synsets = found  # all of the synsets: the framework's order is that of their names
     classes = Classes(names, synsets)
-    index_of = _resolve(found, classes.find, f"folders of {data}")
+    index_of = _resolve(found, classes, f"folders of {data}")
     labelled = [(path, index_of[folder]) for path, folder in zip(paths, folders, strict=True) if folder is not None]
     return Labelled(
         paths=[path for path, _ in labelled],
@@ -103,19 +104,20 @@ def _by_folder(data: Path, paths: Sequence[str], names: Sequence[str]) -> Labell
     )
 
 
-def _resolve(names: Iterable[str], find: Callable[[str], int], where: str) -> dict[str, int]:
+def _resolve(names: Sequence[str], classes: Classes, where: str) -> dict[str, int]:
     """Return the class of each name; all names that have none are told at once."""
-    found, errors = dict[str, int](), list[InputError]()
-    for name in names:
+    wrong = [name for name in names if not classes.has(name)]
+    errors = list[InputError]()
+    for name in wrong[:_SHOWN]:
         try:
-            found[name] = find(name)
+            classes.find(name)
         except InputError as error:
             errors.append(error)
     if errors:
-        others = f", and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        reasons = "; ".join(error.message for error in errors[:_SHOWN])
+        others = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        reasons = "; ".join(error.message for error in errors)
         raise InputError(f"{where}: {reasons}{others}", hint=errors[0].hint)
-    return found
+    return {name: classes.find(name) for name in names}
 
 
 def _synsets(directories: Sequence[Path], count: int) -> list[str] | None:
@@ -123,18 +125,11 @@ def _synsets(directories: Sequence[Path], count: int) -> list[str] | None:
     for directory in directories:
         for name in SYNSET_TABLES:
             if (directory / name).is_file():
-                lines = _lines(directory / name)
+                lines = read_lines(directory / name)
                 found = sorted({line.split()[0] for line in lines if WNID.fullmatch(line.split()[0])})
                 if len(found) == count:
                     return found
     return None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}", hint="check the file") from error
 
 
 def _read_labels(file: Path, classes: Classes) -> dict[str, frozenset[int]]:
@@ -143,9 +138,11 @@ def _read_labels(file: Path, classes: Classes) -> dict[str, frozenset[int]]:
         return _read_multi_labels(file, len(classes))
     if file.suffix.lower() == ".csv":
         return _read_csv(file, classes)
-    lines = _lines(file)
-    if all(line.strip().isdigit() for line in lines):
-        indices = framework_indices(file, [int(line) for line in lines], len(classes))
+    lines = read_lines(file)
+    numbers = [number(line.strip()) for line in lines]
+    known = [index for index in numbers if index is not None]
+    if known and len(known) == len(numbers):
+        indices = framework_indices(file, known, len(classes))
         return {_VALIDATION_NAME.format(number): frozenset((index,)) for number, index in enumerate(indices, start=1)}
     pairs = [line.rsplit(maxsplit=1) for line in lines]
     if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a file and its class
@@ -156,11 +153,11 @@ def _read_labels(file: Path, classes: Classes) -> dict[str, frozenset[int]]:
 def _read_multi_labels(file: Path, count: int) -> dict[str, frozenset[int]]:
     """Read ReaL's labels: for each image of the validation set, in order, the classes it may be taken for."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        rows = parse_json(read_text(file))
+    except ValueError as error:
         raise InputError(f"cannot read {file}: {error}", hint="check the file") from error
     good = isinstance(rows, list) and all(
-        isinstance(row, list) and all(isinstance(index, int) and 0 <= index < count for index in row) for row in rows
+        isinstance(row, list) and all(type(index) is int and 0 <= index < count for index in row) for row in rows
     )
     if not good:
         hint = f"it is a list of lists of class indices from 0 to {count - 1}, one for each image in order"
@@ -171,9 +168,8 @@ def _read_multi_labels(file: Path, count: int) -> dict[str, frozenset[int]]:
 def _read_csv(file: Path, classes: Classes) -> dict[str, frozenset[int]]:
     """Read a table whose first column is the file; of index, synset and label the first that it has is the class."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = [row for row in csv.reader(io.StringIO(read_text(file), newline="")) if row]
+    except csv.Error as error:
         raise InputError(f"cannot read {file}: {error}", hint="check the file") from error
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     column = next((header.index(name) for name in ("class_index", "wnid", "label", "name") if name in header), None)
@@ -185,11 +181,11 @@ def _read_csv(file: Path, classes: Classes) -> dict[str, frozenset[int]]:
 
 
 def _resolved(pairs: Sequence[tuple[str, str]], classes: Classes, file: Path) -> dict[str, frozenset[int]]:
-    numbers = [int(label) for _, label in pairs if label.isascii() and label.isdigit()]
+    numbers = [index for _, label in pairs if (index := number(label)) is not None]
     if len(numbers) == len(pairs) and numbers and min(numbers) == 1 and max(numbers) == len(classes):
         message = f"{file} counts classes from 1 to {len(classes)}, and the checkpoint from 0"
         raise InputError(message, hint="the devkit's own order is another one; give the framework's indices or synsets")
-    index_of = _resolve(sorted({label for _, label in pairs}), classes.find, str(file))
+    index_of = _resolve(sorted({label for _, label in pairs}), classes, str(file))
     return {name: frozenset((index_of[label],)) for name, label in pairs}
 
 

@@ -2,7 +2,7 @@
 
 A plan for RTX holds no kernels for the machine: they are compiled when a batch size is first run, which takes seconds.
 The library's own runtime cache holds them. It is native code, so it lies in the user's cache directory, closed to
-others, and a file that is not exactly what was written is not shown to the library.
+others, and a file that is not exactly what was written, or that others may have written, is not shown to the library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from trt_vit.caches import cache_directory, replace_file
+from trt_vit.caches import cache_directory, read_ours, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trt_vit.runtime.tensorrt_family import Family
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_MOST_BYTES = 2**30
 
 
 def cache_path(family: Family, plan: bytes, device: Device) -> Path:
@@ -35,8 +36,8 @@ def cache_path(family: Family, plan: bytes, device: Device) -> Path:
 class KernelCache:
     """One engine's runtime cache and the file it is kept in.
 
-    A file that is missing, damaged or refused by the library counts as none, and one that cannot be written is done
-    without: only time is lost.
+    A file that is missing, damaged or refused by the library, or in a directory that others can write to, counts as
+    none, and one that cannot be written is done without: only time is lost.
 
     Args:
         cache: The library's cache, empty. Needs the device to be current.
@@ -70,9 +71,8 @@ class KernelCache:
 
 
 def _read(path: Path) -> bytes | None:
-    try:
-        data = path.read_bytes()
-    except OSError:
+    data = read_ours(path, _MOST_BYTES)
+    if data is None:
         return None
     digest, kernels = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return kernels if hashlib.sha256(kernels).digest() == digest else None
