@@ -20,7 +20,7 @@ BUILD_FLOW = (
     *(f"trt_vit.engine.{name}" for name in ("build", "onnxruntime", "openvino", "order", "plan", "plan_cache")),
     *(f"trt_vit.engine.{name}" for name in ("prepare", "quantizer", "record", "tensorrt", "timing_cache", "verify")),
 )
-RUN_FLOW = ("trt_vit.pipeline",)
+RUN_FLOW = ("trt_vit.pipeline", "trt_vit.distributed")
 LEAF = ("trt_vit.images",)
 
 
@@ -84,6 +84,7 @@ HEAVY = {
     "pycuda",
     "pyarrow",
     "huggingface_hub",
+    "ray",
 }
 
 
