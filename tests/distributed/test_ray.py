@@ -209,7 +209,9 @@ def test_an_address_without_a_cluster(openvino_bundle: Bundle, mixed: str) -> No
     assert done.returncode == 4
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: cannot connect to Ray at 127.0.0.1:9: ")
-    assert last.endswith("(check --ray-address and RAY_ADDRESS, and that the cluster is up)")
+    assert last.endswith(
+        "(check --ray-address and RAY_ADDRESS, that the cluster is up, and that RAY_AUTH_TOKEN is its token)"
+    )
 
 
 @pytest.mark.parametrize(

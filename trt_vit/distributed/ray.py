@@ -128,7 +128,7 @@ def _connected(address: str | None) -> Iterator[None]:
         _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        hint = "check --ray-address and RAY_ADDRESS, and that the cluster is up"
+        hint = "check --ray-address and RAY_ADDRESS, that the cluster is up, and that RAY_AUTH_TOKEN is its token"
         raise EnvironmentFault(f"cannot connect to Ray at {address}: {_last_line(error)}", hint=hint) from error
     try:
         if in_main:
