@@ -24,7 +24,7 @@ TERM_SECONDS = 10.0
 """Seconds from SIGTERM to the end. Schedulers send SIGKILL after 30, as a rule."""
 
 ABORT_SECONDS = 3.0
-"""Seconds from a second SIGINT to the end."""
+"""Seconds from a second SIGINT to the end, or after a first one from the end of the main thread to the process's."""
 
 
 class Terminated(BaseException):
@@ -51,6 +51,14 @@ def _keep_time(signals: int) -> None:
             _leave_within(TERM_SECONDS, EXIT_TERMINATED)
         elif interrupts > 1:
             _leave_within(ABORT_SECONDS, EXIT_INTERRUPTED)
+        else:
+            threading.Thread(target=_leave_after_main, daemon=True).start()
+
+
+def _leave_after_main() -> None:
+    """End the process when the main thread is through: an interrupt may have hit another's start, which then hangs."""
+    threading.main_thread().join()
+    _leave_within(ABORT_SECONDS, EXIT_INTERRUPTED)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

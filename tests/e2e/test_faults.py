@@ -158,6 +158,16 @@ def test_a_second_interrupt_ends_what_hangs(openvino_bundle: Bundle, many: Path,
     assert end(process)[0] == 130
 
 
+def test_an_interrupted_run_ends_though_a_thread_does_not(openvino_bundle: Bundle, many: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    process = start(openvino_bundle, many, output, faults=Faults(seconds=0.05, hang="exit", leave_within=0.5))
+    wait_for_commits(process, output, 1)
+    process.send_signal(signal.SIGINT)
+    code, _, errors = end(process)
+    assert code == 130
+    assert errors.splitlines()[-1] == "error: interrupted (run the command again to go on)"
+
+
 @pytest.mark.parametrize("hang", ["engine", "decode", "load"])
 def test_sigterm_ends_what_hangs(openvino_bundle: Bundle, many: Path, tmp_path: Path, hang: str) -> None:
     process = start_hanging(openvino_bundle, many, tmp_path / "o.jsonl", hang)

@@ -41,7 +41,8 @@ class Faults:
     Attributes:
         seconds: How long the engine takes for a batch.
         fail_at: The batch, from 0, that the engine fails on.
-        hang: What never ends: ``engine`` (its third batch), ``decode``, or ``load``, which no signal gets through to.
+        hang: What never ends: ``engine`` (its third batch), ``decode``, ``load``, which no signal gets through to, or
+            ``exit``, a thread that the interpreter waits for at its end.
         file_bytes: The largest file that can be written, as on a full disk.
         leave_within: Seconds from SIGTERM, and from a second SIGINT, to the end.
     """
@@ -93,6 +94,8 @@ def install(faults: Faults) -> None:
     def open_runtime(_name: str, engine: EngineFiles, options: RuntimeOptions) -> StandIn:
         if faults.hang == "load":
             hang_in_a_library()
+        if faults.hang == "exit":
+            threading.Thread(target=threading.Event().wait).start()
         return StandIn(engine.model.classes, options.batch_size, faults)
 
     vars(classify)["open_runtime"] = open_runtime
