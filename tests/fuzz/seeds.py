@@ -48,7 +48,7 @@ SEEDS: dict[str, list[bytes]] = {
         b"classify: {top_k: 1, top_k: 2}",
         b"classify: {top_k: " + b"x" * 5000 + b"}",
         b"a: !!python/object/apply:os.system [id]",
-        b"x" * 4000 + b": 1",
+        b"? " + b"x" * 4000 + b"\n: 1",
         b"a: !" + b"x" * 2000 + b" b",
         b"[" * 100,
     ],
