@@ -337,8 +337,8 @@ def test_every_stage_is_timed_and_on_the_timeline(bench: Callable[..., Bench], p
     intervals = timeline.intervals
     assert {interval.batch for interval in intervals} == set(range(11))
     assert {interval.track for interval in intervals if interval.track.startswith("GPU")} == {
-        "GPU 0, lane 0",
-        "GPU 0, lane 1",
+        *("GPU 0, lane 0", "GPU 0, lane 0, host"),
+        *("GPU 0, lane 1", "GPU 0, lane 1, host"),
     }
     for batch in range(11):
         own = {interval.stage: interval for interval in intervals if interval.batch == batch}
@@ -346,7 +346,8 @@ def test_every_stage_is_timed_and_on_the_timeline(bench: Callable[..., Bench], p
         assert own["copy"].end <= own["preprocess"].start
         assert own["preprocess"].end == own["infer"].start
         assert own["infer"].end == own["top_k"].start
-    assert set(overlap(intervals).busy) == set(names)
+        assert own["enqueue"].track == f"{own['infer'].track}, host"
+    assert set(overlap(intervals).busy) == {*names, "enqueue"}
 
 
 def test_photos_come_out_as_on_the_cpu(bench: Callable[..., Bench]) -> None:

@@ -30,6 +30,8 @@ GPU = Workload(lanes=2, decode_threads=8, cores=16, on_gpu=True)
         (busy(infer=18.0, decode=20.0), 25.0, GPU, "engine"),
         (busy(infer=9.0, decode=70.0, stage=9.0), 80.0, GPU, "decode"),
         (busy(infer=9.0, copy=18.0), 10.0, GPU, "copy"),
+        (busy(infer=9.0, enqueue=18.0), 10.0, GPU, "enqueue"),
+        (busy(infer=18.0, enqueue=18.0), 10.0, GPU, "engine"),
         (busy(infer=9.0, decode=9.0), 10.0, GPU, "nothing"),
         (busy(infer=9.0, decode=9.0), 150.0, GPU, "cores"),
     ],
@@ -53,7 +55,9 @@ def test_shares() -> None:
     found = diagnose(
         busy(infer=10.0, read=1.0, decode=3.0, preprocess=2.0, write=1.0, copy=4.0), 10.0, 8.0, GPU, "fp16"
     )
-    assert found.busy == pytest.approx({"engine": 0.5, "cores": 0.05, "write": 0.1, "decode": 6 / 80, "copy": 0.2})
+    assert found.busy == pytest.approx(
+        {"engine": 0.5, "cores": 0.05, "write": 0.1, "decode": 6 / 80, "copy": 0.2, "enqueue": 0.0}
+    )
 
 
 def test_how_many_batches_waited() -> None:

@@ -9,6 +9,7 @@ batch before it has finished the one before.
 from __future__ import annotations
 
 import queue
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.lanes import BatchResult, failed_rows, make_rows
 from trt_vit.pipeline.loading import Loaded, Loader
 from trt_vit.pipeline.stages import StageSeconds, open_opener
-from trt_vit.pipeline.timeline import Interval
+from trt_vit.pipeline.timeline import ENQUEUE, Interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -152,12 +153,21 @@ class _GpuLane:
                 images = self._loader.finish(loads, batch.arena, flight, self.pipeline.decode_stream)
                 placed = [image.placed for image in images]
                 if any(placed):
+                    begin = time.perf_counter()
                     self.pipeline.enqueue(batch.arena, flight, placed)
+                    self._note_enqueue(batch.number, begin, time.perf_counter())
         except BaseException:
             self._drain()  # what the GPU was given reads the batch's memory, which the next one is about to get
             self._flights.put(flight)
             raise
         return _Enqueued(flight, images)
+
+    def _note_enqueue(self, batch: int, begin: float, end: float) -> None:
+        """Note how long this thread took to tell the GPU what to do: no stage of the images, but it may limit a run."""
+        if self._timeline is not None:
+            track = f"GPU {self.pipeline.device.index}, lane {self._number}, host"
+            origin = self._timeline.origin
+            self._timeline.add([Interval(track, batch, ENQUEUE, begin - origin, end - origin)])
 
     def _follow(self, batch: _Batch, enqueued: Future[_Enqueued], release: Callable[[], None]) -> BatchResult:
         """Wait for what the GPU has done with a batch, and make way for the next as soon as its images are read."""

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from trt_vit.pipeline.stages import StageSeconds
 
 
+ENQUEUE = "enqueue"
+"""What the host does for a batch on a GPU: the one interval that is no stage."""
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """One stage of one image or batch.

@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trt_vit.pipeline.timeline import ENQUEUE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,7 +45,8 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        limit: What limits throughput: ``engine``, ``decode``, ``cores``, ``copy``, ``write`` or ``nothing``.
+        limit: What limits throughput: ``engine``, ``decode``, ``cores``, ``copy``, ``enqueue``, ``write`` or
+            ``nothing``.
         words: What that means.
         advice: What follows from it.
         busy: Share of the time in which each of those was at work, 0 to 1.
@@ -66,6 +69,10 @@ _TEXTS = {
     "cores": (
         "all cores are at work, the engine's and the decoder's share them: the CPU limits",
         "{precision}, smaller images, or more cores",
+    ),
+    "enqueue": (
+        "the host takes all the time to tell the GPU what to do: enqueueing limits",
+        "a larger --batch-size, or a TensorRT engine, which is enqueued as a CUDA graph",
     ),
     "copy": ("copies to the GPU fill the time: the transfer limits", "--decode fast copies files in place of pixels"),
     "write": ("the rows are written one after the other, and that fills the time", "a faster disk, or Parquet"),
@@ -107,6 +114,7 @@ def diagnose(
         busy["decode"] = sum(totals[stage] for stage in LOADING) / (seconds * workload.decode_threads)
     if workload.on_gpu:
         busy["copy"] = totals["copy"] / (seconds * workload.lanes)
+        busy["enqueue"] = totals[ENQUEUE] / (seconds * workload.lanes)
     busy = {name: min(1.0, share) for name, share in busy.items()}
     limit = _limit(busy, workload)
     words, advice = (text.format(precision=_NARROWER.get(precision, "a narrower precision")) for text in _TEXTS[limit])
@@ -118,7 +126,7 @@ def _limit(busy: dict[str, float], workload: Workload) -> str:
     if not workload.on_gpu and workload.decode_threads and busy["cores"] >= BUSY:
         idle = [name for name in ("engine", "decode") if busy[name] < IDLE]
         return {"engine": "decode", "decode": "engine"}[idle[0]] if len(idle) == 1 else "cores"
-    for name in ("engine", "decode", "copy", "write"):
+    for name in ("engine", "decode", "copy", "enqueue", "write"):
         if busy.get(name, 0.0) >= BUSY:
             return name
     return "cores" if busy["cores"] >= BUSY else "nothing"
