@@ -81,13 +81,12 @@ def _parse_capability(value: object) -> object:
 
 def _parse_part(value: object) -> object:
     """Read a part of a run, ``I/N``."""
-    found = _PART.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+    if not isinstance(value, str):
         return value
-    number, count = int(found[1]), int(found[2])
-    if not 1 <= number <= count:
-        raise ValueError(f"a part is I/N with I from 1 to N, got {value}")
-    return Part(number, count)
+    found = _PART.fullmatch(value)
+    if found is None:
+        raise ValueError("a part is I/N with I from 1 to N")
+    return Part(int(found[1]), int(found[2]))
 
 
 def _parse_output(value: object) -> Output:

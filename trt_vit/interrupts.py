@@ -31,6 +31,14 @@ class Terminated(BaseException):
     """SIGTERM, on its way up: not an Exception, so that only the command line ends it."""
 
 
+_asked: list[int] = []
+
+
+def exit_code(code: int) -> int:
+    """Return how a command ends that ended with ``code``: of a signal, a library may have made an error of its own."""
+    return _asked[-1] if code and _asked else code
+
+
 def install() -> None:
     """Handle both signals, from here on, as described above. Call it once, in the main thread."""
     reader, writer = os.pipe()
@@ -63,6 +71,7 @@ def _leave_after_main() -> None:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGINT, _abort)
+    _asked.append(EXIT_INTERRUPTED)
     raise KeyboardInterrupt
 
 
@@ -73,6 +82,7 @@ def _abort(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _asked.append(EXIT_TERMINATED)
     raise Terminated
 
 

@@ -91,10 +91,21 @@ def open_whole(output: Output) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
             stream.close()
             partial.replace(place)
+            _sync_directory(place.parent)
     finally:
         with contextlib.suppress(OSError):  # what could not be written here is on its way up already
             stream.close()
         partial.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have a name in a directory survive a power failure, where the file system can."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -109,6 +120,8 @@ def naming(output: Output) -> Iterator[None]:
 def _open_partial(output: Path) -> tuple[Path, IO[bytes]]:
     if output.is_dir():
         raise OutputError(f"cannot write {output}: it is a directory", hint="name a file in it")
+    if output.exists() and not output.is_file():
+        raise OutputError(f"cannot write {output}: it is not a file", hint="name another")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)

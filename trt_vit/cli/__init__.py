@@ -82,7 +82,7 @@ def main() -> NoReturn:
     """Run the command that the process was started with."""
     interrupts.install()
     try:
-        code = run(sys.argv[1:])
+        code = interrupts.exit_code(run(sys.argv[1:]))
     except Terminated:
         print("error: terminated (run the command again to go on)", file=sys.stderr)
         code = EXIT_TERMINATED
