@@ -337,9 +337,10 @@ class TestEnd:
     def test_no_worker_outlives_the_caller(self, end: signal.Signals, command: str) -> None:
         """Whether its decoder hangs in native code or in Python, or it waits for an image."""
         script = f"""
-            import threading
+            import signal, threading
             from trt_vit.images.limits import DecodeLimits
             from trt_vit.images.workers import DecodeWorkers
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
             workers = DecodeWorkers(3, DecodeLimits(), 2**28, target={TARGET!r})
             for _ in range(2):
                 threading.Thread(target=workers.decode, args=({command!r}.encode(),), daemon=True).start()
@@ -358,7 +359,10 @@ class TestEnd:
             assert len(started) == 3
             assert all(is_alive(process) for process in started)
             caller.send_signal(end)
-            caller.wait(PATIENCE)
+            try:
+                caller.wait(PATIENCE)
+            finally:
+                caller.kill()
             wait_until(lambda: not any(is_alive(process) for process in started))
 
 
