@@ -435,6 +435,16 @@ def test_a_name_of_a_million_letters(tmp_path: Path, flags: Flags) -> None:
     assert len(caught.value.message) < 1000
 
 
+def test_a_reference_to_an_attribute_of_no_function(tmp_path: Path, flags: Flags) -> None:
+    """onnx lets it pass, and what walks through the graph later does not stand it."""
+
+    def refer(model: Any) -> None:
+        model.graph.node[0].attribute[0].ref_attr_name = "axes"
+
+    with pytest.raises(CheckpointError, match="a node refers to an attribute of a function, and is in none"):
+        to_onnx(str(tampered(classifier(tmp_path / "m.onnx"), refer)), tmp_path / "copy.onnx", **flags)
+
+
 def test_notes_may_have_several_lines(tmp_path: Path, flags: Flags) -> None:
     def note(model: Any) -> None:
         model.doc_string = model.graph.node[0].doc_string = "two\nlines"
@@ -447,10 +457,17 @@ def test_notes_may_have_several_lines(tmp_path: Path, flags: Flags) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: model.graph.initializer[0].dims.extend([2**62, 2**62]), "has 48 bytes, its shape 10208"),
+        (lambda model: model.graph.initializer[0].dims.extend([2**62, 2**62]), "has 48 bytes, or a part, of the 10208"),
         (lambda model: model.graph.initializer[0].dims.__setitem__(0, -3), "has a negative size"),
-        (lambda model: setattr(model.graph.initializer[0], "raw_data", bytes(47)), "has 47 bytes, its shape 48"),
-        (lambda model: setattr(model.graph.initializer[0], "raw_data", bytes(49)), "has 49 bytes, its shape 48"),
+        (
+            lambda model: setattr(model.graph.initializer[0], "raw_data", bytes(47)),
+            "has 47 bytes, or a part, of the 48",
+        ),
+        (
+            lambda model: setattr(model.graph.initializer[0], "raw_data", bytes(49)),
+            "has 49 bytes, or a part, of the 48",
+        ),
+        (lambda model: model.graph.initializer[0].segment.SetInParent(), "has 48 bytes, or a part, of the 48"),
         (lambda model: setattr(model.graph.initializer[0], "data_type", 8), "is not of numbers"),
         (lambda model: setattr(model.graph.initializer[0], "data_type", 99), "99 is not a valid DataType"),
         (lambda model: setattr(model.graph.output[0].type.tensor_type, "elem_type", 99), "not a valid ONNX model"),

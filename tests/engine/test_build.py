@@ -83,6 +83,22 @@ def test_a_name_that_is_no_text_is_spelled_out(checkpoint: Path, tmp_path: Path)
     bundle.verify()
 
 
+def test_an_engine_of_nothing_is_no_engine(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["": 17]> g (float[n, 3, 8, 8] x) => (float[n, 2] y) { y = Flatten (x) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.node[0].op_type = "Constant"
+    del model.graph.node[0].input[:]
+    value = onnx.numpy_helper.from_array(np.ones((8, 2), np.float32), "v")
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("value", value))
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 8}')
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "a", "1": "b"}}')
+    settings = BuildSettings(source=str(tmp_path / "m.onnx"), output=tmp_path / "b", runtime="onnxruntime")
+    with pytest.raises(EngineError, match="cannot be put on record: layers: Input should be greater than 0"):
+        build(settings, Quiet())
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_onnx_file_builds_without_further_flags(checkpoint: Path, openvino_bundle: Bundle, tmp_path: Path) -> None:
     to_onnx(str(checkpoint), tmp_path / "m.onnx")
     settings = BuildSettings(source=str(tmp_path / "m.onnx"), output=tmp_path / "b", runtime="onnxruntime")

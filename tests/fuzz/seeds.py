@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 from tests.fuzz.models import small_model
@@ -105,5 +106,13 @@ SEEDS: dict[str, list[bytes]] = {
     "real_labels": [b"[[0], [1, 2], []]", b"[[true]]", b"[[NaN]]", _DEEP, b"[[1e999, 99999999999999999999]]"],
     "strict_json": [b'{"a": [1, -2.5e3, "\\u00e9", null, true]}', b'{"a": 1, "a": 2}', b"-0.0", b"1e-999", _DEEP],
     "onnx_bytes": [small_model(), small_model()[:300], b"", small_model().replace(b"images", b"im\xffges")],
-    "onnx_edits": [b"", bytes(range(256)), b"\x01\x00" + b"\x07\x00" * 20],
+    "onnx_edits": [
+        b"",
+        bytes(range(256)),
+        b"\x01\x00" + b"\x07\x00" * 20,
+        # Models that onnx takes and onnx_ir does not, to read and to write, and a file of weights with a long name.
+        base64.b64decode("//8DAAcHAD9jGQAAAAAABAD//wQABwcABxkABABA/wdA/wcASBBI//8nJw=="),
+        base64.b64decode("BwBBAAcABwAHAAcABwAHAAAHAC4AAAAAAAcABwC4AAcAAAcAAEMHAAcAAAcAAA=="),
+        base64.b64decode("//8B+wcAAQc1//j/+P6KioqKiv//BwA7+fn5+fk6+fn5Ovn5+fn5+fn5+fn5+fn5+fn5+fn5+bkHAA=="),
+    ],
 }

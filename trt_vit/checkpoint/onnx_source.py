@@ -150,9 +150,9 @@ def _first_line(error: Exception) -> str:
     return next(iter(plain(str(error).strip().partition("\n")[0])[:_LONGEST_REASON].splitlines()), "no details")
 
 
-def _messages(model: onnx.ModelProto) -> Iterator[Any]:
-    """Every message of a model, wherever it may stand: in subgraphs, functions or sparse tensors, say."""
-    waiting: list[Any] = [model]
+def _messages(outer: Any) -> Iterator[Any]:
+    """Every message in a model or graph, wherever it may stand: in subgraphs, functions or sparse tensors, say."""
+    waiting: list[Any] = [outer]
     while waiting:
         message = waiting.pop()
         yield message
@@ -189,6 +189,9 @@ def _refuse_odd_names(model: onnx.ModelProto, path: Path) -> None:
             if isinstance(text, str) and (kind in _FREE_TEXTS or (is_plain(text) and len(text) <= _LONGEST_NAME)):
                 continue
             raise CheckpointError(f"{path}: it holds the name {quoted(text)}", hint="export it again with plain names")
+    if any(getattr(message, "ref_attr_name", "") for message in _messages(model.graph)):
+        message = f"{path}: a node refers to an attribute of a function, and is in none"
+        raise CheckpointError(message, hint="export it again without functions")
 
 
 def _refuse_odd_sizes(tensors: list[onnx.TensorProto], path: Path) -> None:
@@ -198,8 +201,9 @@ def _refuse_odd_sizes(tensors: list[onnx.TensorProto], path: Path) -> None:
         CheckpointError: There is one.
     """
     for tensor in tensors:
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != bytes_of(tensor):
-            message = f"{path}: the tensor {tensor.name} has {len(tensor.raw_data)} bytes, its shape {bytes_of(tensor)}"
+        size, needed = len(tensor.raw_data), bytes_of(tensor)
+        if tensor.HasField("segment") or (tensor.HasField("raw_data") and size != needed):
+            message = f"{path}: the tensor {tensor.name} has {size} bytes, or a part, of the {needed} of its shape"
             raise CheckpointError(message, hint="export or download it again")
 
 

@@ -7,6 +7,8 @@ import platform
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 import trt_vit
 from trt_vit.caches import plain
 from trt_vit.engine import bundle as bundles
@@ -23,6 +25,7 @@ from trt_vit.engine.manifest import (
     QuantizationRecord,
 )
 from trt_vit.engine.order import QUANTIZED
+from trt_vit.errors import EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +97,31 @@ def manifest(
     built: Built,
     quantization: QuantizationRecord | None,
 ) -> Manifest:
-    """Return the manifest of the bundle whose files lie in ``directory``."""
+    """Return the manifest of the bundle whose files lie in ``directory``.
+
+    Raises:
+        EngineError: What was built is nothing that a manifest can tell of, such as an engine without layers.
+    """
+    try:
+        return _manifest(directory, order, export, batch, built=built, quantization=quantization)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in detail["loc"])
+        message = f"what was built of {plain(export.source)} cannot be put on record: {plain(where)}: {detail['msg']}"
+        raise EngineError(
+            message, hint="export the model again: it computes no logits, or is larger than any"
+        ) from error
+
+
+def _manifest(
+    directory: Path,
+    order: Order,
+    export: Export,
+    batch: BatchProfile,
+    *,
+    built: Built,
+    quantization: QuantizationRecord | None,
+) -> Manifest:
     return Manifest(
         format=FORMAT,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
