@@ -61,11 +61,6 @@ test: lint bindings corpus
 soak: install
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
-# The long form of the fuzz tests, for every night: atheris searches for bytes that a reader does not stand.
-fuzz: install
-	$(PIP) atheris
-	$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),300)
-
 # PyCUDA and cuda-bindings themselves on an emulated driver: needs nvcc and g++, but no GPU.
 rehearsal: $(PYCUDA)
 	$(BIN)/pytest tests/cuda
@@ -86,6 +81,12 @@ $(PYCUDA): $(STAMP)
 gpu-check: install
 	$(BIN)/pytest -m gpu
 	$(if $(IMAGES),$(BIN)/python benchmarks/gpu_pipeline.py --images $(IMAGES))
+
+# Searches, SECONDS for each target (TARGETS, or all), for files that what reads strangers' files does not stand.
+SECONDS ?= 120
+fuzz: install
+	$(PIP) --group fuzz
+	nice -n 10 $(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(TARGETS)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ import pytest
 
 from trt_vit import __version__
 from trt_vit.cli import run
+from trt_vit.cli.console import print_document
 
 if TYPE_CHECKING:
     from trt_vit.engine.bundle import Bundle
@@ -231,3 +232,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["findings"] == []
     assert run(["doctor"]) == 0
     assert "runtimes      openvino, onnxruntime" in capsys.readouterr().out
+
+
+def test_what_acts_on_a_terminal_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "a\x1b[31m\nb"]) == 2
+    assert r"no bundle at a\x1b[31m\nb" in one_error_line(capsys)
+    print_document({"name": "a\x1b[31m", "list": ["b\n"], "inner": {"c\x07": "d\x9b"}}, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [r"name   a\x1b[31m", r"list   b\n", "inner", r"  c\x07: d\x9b"]

@@ -83,6 +83,25 @@ def test_a_name_that_is_no_text_is_spelled_out(checkpoint: Path, tmp_path: Path)
     bundle.verify()
 
 
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ("y = Flatten (x)", "the model answers (8, 192), not 2 logits for each image"),
+        ("z = Constant <value_ints = [3, 5]> () w = Reshape (x, z) y = Flatten (w)", "ONNX Runtime cannot run"),
+    ],
+)
+def test_a_model_that_does_not_compute_what_it_declares(nodes: str, message: str, tmp_path: Path) -> None:
+    ends = "(float[n, 3, 8, 8] x) => (float[n, 2] y)"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> g {ends} {{ {nodes} }}')
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 8}')
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "a", "1": "b"}}')
+    settings = BuildSettings(source=str(tmp_path / "m.onnx"), output=tmp_path / "b", runtime="onnxruntime")
+    with pytest.raises(EngineError) as caught:
+        build(settings, Quiet())
+    assert message in str(caught.value)
+
+
 def test_an_engine_of_nothing_is_no_engine(tmp_path: Path) -> None:
     text = '<ir_version: 9, opset_import: ["": 17]> g (float[n, 3, 8, 8] x) => (float[n, 2] y) { y = Flatten (x) }'
     model = onnx.parser.parse_model(text)

@@ -258,6 +258,7 @@ def test_labels_that_a_terminal_should_not_see_are_refused(copy: Path, labels: o
     [
         ('{"resize": {"kind": "squash", "size": [32, 33]}}', "does not give the 32x32 pixels of the engine"),
         ('{"resize": null}', "does not give the 32x32 pixels"),
+        ('{"resize": {"kind": "shortest_edge", "edge": 1000000}, "crop": [32, 32]}', "less than or equal to 16384"),
         ('{"resize": {"kind": "\\u001b[31m"}}', r"Input tag '\x1b[31m' found"),
         (f'{{"resize": {{"kind": "{"x" * 5000}"}}}}', "Input tag 'xxx"),
         ('{"resize": null, "crop": [32, 32], "mean": [NaN, 0, 0], "std": [1, 1, 1]}', "'NaN' is not a number"),

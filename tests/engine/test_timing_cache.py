@@ -76,6 +76,22 @@ def test_a_later_build_knows_what_an_earlier_one_measured(tmp_path: Path) -> Non
     assert measure(cache) == {b"gemm", b"softmax"}
 
 
+def test_measurements_that_others_can_have_written_are_not_used(tmp_path: Path) -> None:
+    cache = timings(tmp_path / "timings")
+    cache.path.parent.mkdir()
+    cache.path.write_bytes(MAGIC + b"hostile")
+    cache.path.parent.chmod(0o777)
+    config = FakeConfig()
+    cache.give(cast("Any", config))
+    assert config.cache is not None
+    assert config.cache.known == set()
+    (tmp_path / "victim").write_text("mine")
+    cache.path.with_suffix(".lock").symlink_to(tmp_path / "victim")
+    cache.take(cast("Any", config))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert cache.path.read_bytes() == MAGIC + b"hostile"
+
+
 def test_each_version_and_gpu_has_its_own(tmp_path: Path) -> None:
     others = [timings(tmp_path, version="11.5.0"), timings(tmp_path, gpu="A/B"), timings(tmp_path, capability="9.0")]
     measure(timings(tmp_path), b"gemm")

@@ -157,3 +157,27 @@ def test_auto_prefers_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentFault, match="no runtime is installed") as caught:
         registry.choose()
     assert caught.value.exit_code == 4
+
+
+def test_an_engine_takes_no_weights_from_the_working_directory(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both libraries read ONNX from memory, and the files that it names from wherever the process runs."""
+    onnx = pytest.importorskip("onnx", reason="needs the export extra")
+    helper, kind = onnx.helper, onnx.TensorProto
+    weight = kind(name="w", data_type=kind.FLOAT, dims=[3, 7], data_location=kind.EXTERNAL)
+    for key, value in (("location", "w.bin"), ("offset", "0"), ("length", "84")):
+        weight.external_data.add(key=key, value=value)
+    nodes = [
+        helper.make_node("ReduceMean", ["pixel_values"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["means", "w"], ["logits"]),
+    ]
+    image = helper.make_tensor_value_info("pixel_values", kind.FLOAT, ["n", 3, 32, 32])
+    logits = helper.make_tensor_value_info("logits", kind.FLOAT, ["n", 7])
+    graph = helper.make_graph(nodes, "g", [image], [logits], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.bin").write_bytes(np.ones((3, 7), np.float32).tobytes())
+    files = replace(bundle.engine_files(), read=lambda _: model)
+    with pytest.raises(ArtifactError):
+        registry.open_runtime(bundle.manifest.runtime, files, RuntimeOptions(batch_size=BATCH))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trt_vit.caches import plain, quoted
 from trt_vit.checkpoint.files import needs_export_extra, quiet, read_json_object, sha256_of
 from trt_vit.errors import CheckpointError
 
@@ -19,6 +20,24 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ANY_SIZE = frozenset({"convnext", "convnextv2", "dinov2", "dinov2_with_registers"})
 """Model types that take any image size by themselves: what ``image_size`` says is only what they were trained with."""
+_REACHES_OUT = (
+    "auto_map",
+    "_attn_implementation",
+    "attn_implementation",
+    "_experts_implementation",
+    "experts_implementation",
+    "transformers_weights",
+    "quantization_config",
+)
+"""Keys that make transformers run code from elsewhere, or read other weights than those that were hashed."""
+_HARMLESS: tuple[object, ...] = (None, {}, "eager", "sdpa", "flash_attention_2")
+_MOST_LAYERS = 1000
+_CONFUSED = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What transformers raises at a config.json that makes no sense."""
+_LONGEST_REASON = 500
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -58,19 +77,39 @@ def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: a timm checkpoint", hint="export it to ONNX with timm, then pass the .onnx file instead"
         )
-    if config.get("auto_map"):
-        raise CheckpointError(
-            f"{path}: auto_map asks to run code of the repository, which trt-vit never does",
-            hint="use a checkpoint of an architecture that transformers has, or export it to ONNX yourself",
-        )
+    for key in _REACHES_OUT:
+        if _asks(config, key):
+            raise CheckpointError(
+                f"{path}: {key} asks to run code or to read weights from elsewhere, which trt-vit never does",
+                hint="use a checkpoint of an architecture that transformers has, or export it to ONNX yourself",
+            )
+    for part in _parts(config):
+        if not _is_count(part.get("num_hidden_layers", 1)):
+            message = f"{path}: num_hidden_layers is {quoted(part['num_hidden_layers'])}, not a number of layers"
+            raise CheckpointError(message, hint="repair the file")
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(
             f"{path}: no model_type", hint="pass a directory that save_pretrained of transformers wrote"
         )
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(f"{path}: architectures is not a list", hint="repair the file")
     if architectures and not any("ForImageClassification" in str(name) for name in architectures):
-        raise _no_classifier(path, f"its architecture is {architectures[0]}")
+        raise _no_classifier(path, f"its architecture is {plain(str(architectures[0]))[:_LONGEST_REASON]}")
     return config
+
+
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A configuration and those in it, of its vision tower for one."""
+    return [config, *(part for value in config.values() if isinstance(value, dict) for part in _parts(value))]
+
+
+def _asks(config: dict[str, Any], key: str) -> bool:
+    return any(part.get(key) not in _HARMLESS for part in _parts(config))
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (isinstance(value, int) and 0 < value <= _MOST_LAYERS)
 
 
 def load_model(checkpoint: Checkpoint) -> Model:
@@ -119,8 +158,8 @@ def _from_pretrained(directory: Path) -> tuple[Any, dict[str, Any]]:
                 attn_implementation="eager",
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except (*_CONFUSED, StrictDataclassError, SafetensorError) as error:
+        reason = plain(next(iter(str(error).strip().splitlines()), type(error).__name__))[:_LONGEST_REASON]
         raise CheckpointError(
             f"{directory}: transformers cannot load it as an image classifier: {reason}",
             hint="check config.json and download the weights again",
@@ -169,8 +208,10 @@ def _image_size(config: Any) -> tuple[int, int] | None:
         return None
     if isinstance(size, int):
         return size, size
+    if not isinstance(size, list | tuple) or [type(edge) for edge in size] != [int, int]:
+        raise CheckpointError(f"image_size is {quoted(size)}, not a number or two", hint="repair config.json")
     height, width = size
-    return int(height), int(width)
+    return height, width
 
 
 def _no_classifier(path: Path, why: str) -> CheckpointError:

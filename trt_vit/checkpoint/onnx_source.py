@@ -11,8 +11,9 @@ from trt_vit.caches import is_plain, plain, quoted, read_file
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES, Export, agreed_image_size
 from trt_vit.checkpoint.files import bytes_of, needs_export_extra, quiet, staged, take_in, writing
 from trt_vit.checkpoint.metadata import find_labels, find_preprocessing, metadata_of, stored_checkpoint, text_of
-from trt_vit.engine.manifest import MAX_BATCH, MAX_CLASSES, MAX_EDGE
+from trt_vit.engine.manifest import MAX_BATCH, MAX_CLASSES
 from trt_vit.errors import CheckpointError
+from trt_vit.images.preprocessing import MAX_EDGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from trt_vit.caches import quoted
 from trt_vit.checkpoint.files import read_json_object
 from trt_vit.checkpoint.processors import COMMON, MODEL_PROCESSORS, PROCESSORS
-from trt_vit.engine.manifest import MAX_EDGE
 from trt_vit.errors import CheckpointError
-from trt_vit.images.preprocessing import Filter, Preprocessing, ShortestEdge, Squash
+from trt_vit.images.preprocessing import MAX_EDGE, Filter, Preprocessing, ShortestEdge, Squash
 
 if TYPE_CHECKING:
     from pathlib import Path

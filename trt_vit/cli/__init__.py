@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from trt_vit import __version__, interrupts
+from trt_vit.caches import plain
 from trt_vit.cli.build_engine import build_engine
 from trt_vit.cli.classify import classify
 from trt_vit.cli.compare import compare
@@ -65,13 +66,14 @@ def run(arguments: Sequence[str]) -> int:
         code = app(list(arguments), prog_name="trt-vit", standalone_mode=False)
         sys.stdout.flush()
     except TrtVitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
-        print(f"error: {' '.join(error.format_message().split())} (see trt-vit --help)", file=sys.stderr)
+        print(f"error: {plain(' '.join(error.format_message().split()))} (see trt-vit --help)", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError) as error:
-        print(f"error: {error or type(error).__name__} (see to the file or device it names)", file=sys.stderr)
+        reason = plain(str(error)) or type(error).__name__
+        print(f"error: {reason} (see to the file or device it names)", file=sys.stderr)
         return EXIT_FAILED
     if code == EXIT_INTERRUPTED:
         print("error: interrupted (run the command again to go on)", file=sys.stderr)

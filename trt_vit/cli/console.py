@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from trt_vit.caches import plain
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -30,7 +32,7 @@ def _print_fields(fields: Mapping[str, Any]) -> None:
         elif isinstance(value, dict):
             print(name)
             for key, item in value.items():
-                print(f"  {key}: {_plain(item)}")
+                print(f"  {plain(str(key))}: {_plain(item)}")
         else:
             print(f"{name.ljust(width)}  {_plain(value)}")
 
@@ -48,11 +50,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        shown = [str(item) for item in value[:_LONGEST_LIST]]
+        shown = [plain(str(item)) for item in value[:_LONGEST_LIST]]
         return ", ".join(shown) + (f", ... ({len(value)} in all)" if len(value) > _LONGEST_LIST else "")
-    return "-" if value is None else str(value)
+    return "-" if value is None else plain(str(value))
 
 
 def note(text: str) -> None:
     """Tell a person something that is not the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from trt_vit.caches import is_plain, quoted
+from trt_vit.images.preprocessing import Edge
 
 FORMAT: Final = 3
 """Version of the bundle layout. A reader refuses a format it does not know."""
@@ -26,8 +27,6 @@ RuntimeName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
 RangeMethod = Literal["error", "max", "percentile", "entropy", "mse"]
 
 MAX_BATCH: Final = 2**16
-MAX_EDGE: Final = 2**14
-"""Pixels of a side of what a model sees."""
 MAX_CLASSES: Final = 2**20
 MAX_FILE_BYTES: Final = 2**36
 """Bytes of one file of a bundle: each is read into memory."""
@@ -54,7 +53,6 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH)]
-Edge = Annotated[int, Field(gt=0, le=MAX_EDGE)]
 
 
 class _Record(BaseModel):

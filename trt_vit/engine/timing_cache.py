@@ -9,7 +9,7 @@ import fcntl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from trt_vit.caches import make_private, replace_file
+from trt_vit.caches import make_private, read_ours, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from trt_vit.cuda.driver import Gpu
     from trt_vit.runtime.tensorrt_family import Family
 
+_MOST_BYTES = 2**30
+
 
 class TimingCache:
-    """One version's and GPU's measurements. A file that TensorRT does not accept counts as none.
+    """One version's and GPU's measurements.
+
+    A file that TensorRT does not accept, or that others can have written, counts as none.
 
     Args:
         directory: Where the files lie; made when something is stored.
@@ -36,10 +40,7 @@ class TimingCache:
 
     def give(self, config: trt.IBuilderConfig) -> None:
         """Let a build use what is stored, and add to it."""
-        try:
-            data = self.path.read_bytes()
-        except OSError:
-            data = b""
+        data = read_ours(self.path, _MOST_BYTES) or b""
         cache = config.create_timing_cache(data)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -52,7 +53,8 @@ class TimingCache:
         try:
             with self._locked():
                 cache = config.get_timing_cache()
-                stored = config.create_timing_cache(self.path.read_bytes()) if self.path.exists() else None
+                known = read_ours(self.path, _MOST_BYTES)
+                stored = None if known is None else config.create_timing_cache(known)
                 if stored is not None:
                     cache.combine(stored, ignore_mismatch=False)
                 replace_file(self.path, bytes(cache.serialize()))

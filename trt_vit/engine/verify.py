@@ -12,7 +12,7 @@ from trt_vit.errors import EngineError
 from trt_vit.images.preprocess import Preprocessor
 from trt_vit.runtime import registry
 from trt_vit.runtime.cpu import usable_cores
-from trt_vit.runtime.onnxruntime import open_session
+from trt_vit.runtime.onnxruntime import failures_as, open_session
 from trt_vit.runtime.openvino import import_openvino
 from trt_vit.runtime.protocol import RuntimeOptions
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 _IMAGES = 8
+_EXPORT_AGAIN = "export the model again, so that it computes what it declares"
 _LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99, "int8": 0.9, "fp8": 0.9}
 """Below these, something is broken: they are no measure of accuracy, which only labelled images give."""
 _LEAST_COSINE_OF_CODES = 0.98
@@ -170,8 +171,13 @@ def _judge(
     session = open_session(export.path, threads=usable_cores(), fuse_qdq=False)
     starts = range(0, len(images), export.batch or batch)
     parts = [images[start : start + (export.batch or batch)] for start in starts]
-    reference = np.concatenate([session.run(None, {export.input_name: part})[0] for part in parts])
-    comparison = compare_logits(np.concatenate([infer(part) for part in parts]), reference)
+    with failures_as(EngineError, f"{export.source}: ONNX Runtime cannot run the model", _EXPORT_AGAIN):
+        reference = np.concatenate([session.run(None, {export.input_name: part})[0] for part in parts])
+    logits = np.concatenate([infer(part) for part in parts])
+    if not logits.shape == reference.shape == (len(images), export.classes):
+        message = f"{export.source}: the model answers {reference.shape}, not {export.classes} logits for each image"
+        raise EngineError(message, hint=_EXPORT_AGAIN)
+    comparison = compare_logits(logits, reference)
     least = _LEAST_COSINE[expected]
     what, number = measured
     if not comparison.cosine >= least:

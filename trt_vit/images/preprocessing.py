@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Decode = Literal["exact", "fast"]
 """Where JPEGs are decoded for a GPU: ``exact`` on the CPU, to Pillow's pixels; ``fast`` on the GPU, close to them."""
-Size = tuple[PositiveInt, PositiveInt]
+MAX_EDGE: Final = 2**14
+"""Pixels of a side of what an image is resized or cropped to."""
+Edge = Annotated[int, Field(gt=0, le=MAX_EDGE)]
+Size = tuple[Edge, Edge]
 """Height and width, in pixels."""
 Channels = tuple[float, float, float]
 """One value each for red, green and blue."""
@@ -30,7 +33,7 @@ class ShortestEdge(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["shortest_edge"] = "shortest_edge"
-    edge: PositiveInt
+    edge: Edge
 
 
 class Preprocessing(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ ENGINE = "engine.onnx"
 CUDA = "CUDAExecutionProvider"
 
 _OPTIMIZED = "optimized.onnx"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _KERNEL_TIME = "_kernel_time"
 _NUMBERS = {"int8": "int8", "uint8": "int8", "bfloat16": "bf16", "float16": "fp16", "float": "fp32"}
 """Number formats in its profile and in our words, the narrowest first."""
@@ -196,6 +198,8 @@ def open_session(
     options.log_severity_level = 3
     if not fuse_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if isinstance(engine, bytes):  # all of it: what was verified has no weights in the working directory
+        options.add_session_config_entry(_WEIGHTS_FOLDER, os.devnull)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if profile is not None:

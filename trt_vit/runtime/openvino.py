@@ -77,8 +77,12 @@ class OpenVinoRuntime:
         weights = openvino.Tensor(np.frombuffer(engine.read(ENGINE_WEIGHTS), dtype=np.uint8))
         self._weights_bytes = weights.byte_size
         fixed = {"INFERENCE_PRECISION_HINT": HINTS[engine.precision], "INFERENCE_NUM_THREADS": self._threads}
+        graph = engine.read(ENGINE_GRAPH)
+        if not graph.lstrip().startswith(b"<"):  # OpenVINO reads other formats too, and what files they name
+            message = f"OpenVINO cannot load {engine.path}: {ENGINE_GRAPH} is not in its own format"
+            raise ArtifactError(message, hint="build the bundle again")
         try:
-            model = core.read_model(engine.read(ENGINE_GRAPH), weights)
+            model = core.read_model(graph, weights)
             model.reshape({0: [self.batch_size, *engine.model.image_shape]})
             return core.compile_model(model, "CPU", {**fixed, **settings})
         except RuntimeError as error:
