@@ -133,7 +133,7 @@ def test_only_samples_of_32_bits_are_refused_that_pillow_would_take() -> None:
 
 
 def test_the_whole_command_has_a_row_for_every_one(openvino_bundle: Bundle, tmp_path: Path) -> None:
-    paths = [str(path) for path in FILES]
+    paths = [str(path) for path in FILES if path.suffix != ".tar"]  # which is many images, not one
     (tmp_path / "all.txt").write_text("\n".join(paths), encoding="utf-8")
     found = []
     for name, options in (("threads", []), ("processes", ["--decode-workers", "2", "--decode-seconds", "60"])):
