@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,14 +28,15 @@ from pydantic import (
     field_validator,
 )
 
-from trt_vit.caches import is_plain, plain, quoted, read_file
 from trt_vit.engine.manifest import BatchProfile, BatchSize, Precision, RangeMethod, RuntimeName
 from trt_vit.errors import UsageError
 from trt_vit.images.limits import FORMATS, MAX_BYTES, MAX_PIXELS, DecodeLimits, ImageFormat
 from trt_vit.images.preprocessing import Decode
 from trt_vit.outputs import RemoteOutput, parse_output
 from trt_vit.parts import Part
+from trt_vit.reading import quoted, read_file
 from trt_vit.sources.urls import STANDARD_INPUT, is_url
+from trt_vit.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,13 +47,7 @@ CONFIG_FILE = "config.yaml"
 _PREFIX = "TRT_VIT_"
 _CONFIG_VARIABLE = "TRT_VIT_CONFIG"
 _MOST_BYTES = 2**18
-_DEEPEST = 16
-_LONGEST = 4096
-"""Letters of one value, as long as a path may be."""
 _LONGEST_KEY = 80
-_LONGEST_INTEGER = 20
-_LONGEST_REASON = 500
-_INTEGER_TAG = "tag:yaml.org,2002:int"
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _CAPABILITY = re.compile(r"[0-9]+\.[0-9]")
 _PART = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
@@ -372,47 +366,13 @@ def _config_layer(settings: type[Settings], config: Path | None, variables: Mapp
     return _Layer(_resolve_paths(settings, values, file), str(file), lambda key: f"{settings.section}.{key}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without what can grow when it is used, or hides what is meant.
-
-    An alias stands for any number of values, a key that is given twice for one that is lost, and a tag for a type that
-    its value may not have. Control characters would act on the terminal that a message is shown on.
-    """
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Read one value, unless it is none of a configuration."""
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        self._refuse(isinstance(event, yaml.AliasEvent), "an alias is not read", event)
-        self._refuse(getattr(event, "tag", None) is not None, "a tag is not read", event)
-        value = getattr(event, "value", "")
-        odd = not is_plain(value) or len(value) > _LONGEST
-        self._refuse(odd, "a text with a control character, or a long one", event)
-        self._refuse(self._depth == _DEEPEST, f"nested more than {_DEEPEST} levels deep", event)
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if isinstance(node, yaml.ScalarNode) and node.tag == _INTEGER_TAG:
-            self._refuse(len(value) > _LONGEST_INTEGER, "an integer that is too long", event)
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            self._refuse(len(set(keys)) < len(keys), "a key is given twice", event)
-        return node
-
-    @staticmethod
-    def _refuse(bad: bool, problem: str, event: Any) -> None:  # noqa: FBT001 - a condition
-        if bad:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-
-
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        document = yaml.load(read_file(file, _MOST_BYTES).decode(), Loader=_Loader)  # noqa: S506 - it is a SafeLoader
+        document = parse_yaml(read_file(file, _MOST_BYTES))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}", hint="check the path") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        message = f"{file} is not YAML: {plain(' '.join(str(error).split()))[:_LONGEST_REASON]}"
+    except ValueError as error:
+        message = f"{file} is not YAML: {error}"
         raise UsageError(message, hint="correct the file") from error
     if document is None:
         return {}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trt_vit.caches import read_file
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine.bundle import Bundle, new_bundle
 from trt_vit.errors import ArtifactError, OutputError, UsageError
+from trt_vit.reading import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

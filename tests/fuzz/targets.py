@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.fuzz.models import CLASSES, EDGE, edited, needs_files, weights
-from trt_vit.caches import is_plain, parse_json
 from trt_vit.checkpoint.files import read_json_object
 from trt_vit.checkpoint.labels import labels_from_config, labels_from_file
 from trt_vit.checkpoint.preprocessing import read_preprocessing
@@ -24,6 +23,7 @@ from trt_vit.config import BuildSettings, ClassifySettings, resolve
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import TrtVitError
 from trt_vit.evaluate.labelled import find_labelled
+from trt_vit.reading import is_plain, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

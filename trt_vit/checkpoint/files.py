@@ -16,8 +16,8 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
-from trt_vit.caches import is_text, parse_json, plain, quoted, read_file
 from trt_vit.errors import CheckpointError, EnvironmentFault, OutputError
+from trt_vit.reading import is_text, parse_json, plain, quoted, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.caches import is_plain, quoted, read_file
 from trt_vit.checkpoint.files import TEXT_LIMIT
 from trt_vit.errors import CheckpointError
+from trt_vit.reading import is_plain, quoted, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

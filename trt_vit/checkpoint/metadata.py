@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from trt_vit.caches import is_plain, parse_json, plain
 from trt_vit.checkpoint.files import read_json_object, refuse_links_outside
 from trt_vit.checkpoint.labels import is_label, labels_from_config, labels_from_file
 from trt_vit.checkpoint.preprocessing import PREPROCESSOR_FILE, read_preprocessing
 from trt_vit.errors import CheckpointError
 from trt_vit.images.preprocessing import Preprocessing
+from trt_vit.reading import is_plain, parse_json, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

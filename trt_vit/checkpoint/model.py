@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.caches import plain, quoted
 from trt_vit.checkpoint.files import needs_export_extra, quiet, read_json_object, sha256_of
 from trt_vit.errors import CheckpointError
+from trt_vit.reading import plain, quoted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,13 +7,13 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.caches import is_plain, plain, quoted, read_file
 from trt_vit.checkpoint.export import MAX_EMBEDDED_BYTES, Export, agreed_image_size
 from trt_vit.checkpoint.files import bytes_of, needs_export_extra, quiet, staged, take_in, writing
 from trt_vit.checkpoint.metadata import find_labels, find_preprocessing, metadata_of, stored_checkpoint, text_of
 from trt_vit.engine.manifest import MAX_BATCH, MAX_CLASSES
 from trt_vit.errors import CheckpointError
 from trt_vit.images.preprocessing import MAX_EDGE
+from trt_vit.reading import is_plain, plain, quoted, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

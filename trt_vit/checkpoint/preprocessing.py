@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from trt_vit.caches import quoted
 from trt_vit.checkpoint.files import read_json_object
 from trt_vit.checkpoint.processors import COMMON, MODEL_PROCESSORS, PROCESSORS
 from trt_vit.errors import CheckpointError
 from trt_vit.images.preprocessing import MAX_EDGE, Filter, Preprocessing, ShortestEdge, Squash
+from trt_vit.reading import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from trt_vit import __version__, interrupts
-from trt_vit.caches import plain
 from trt_vit.cli.build_engine import build_engine
 from trt_vit.cli.classify import classify
 from trt_vit.cli.compare import compare
@@ -20,6 +19,7 @@ from trt_vit.cli.inspect import inspect
 from trt_vit.cli.profile import profile
 from trt_vit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TrtVitError
 from trt_vit.interrupts import Terminated
+from trt_vit.reading import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.caches import plain
+from trt_vit.reading import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

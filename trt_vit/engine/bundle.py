@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from trt_vit.caches import is_text, parse_json, plain, quoted, read_file
 from trt_vit.engine.manifest import FORMAT, FileRecord, Manifest, Text
 from trt_vit.errors import ArtifactError, OutputError, UsageError
 from trt_vit.images.preprocessing import Preprocessing
+from trt_vit.reading import is_text, parse_json, plain, quoted, read_file
 from trt_vit.runtime.protocol import EngineFiles
 
 if TYPE_CHECKING:

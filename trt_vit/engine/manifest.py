@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from trt_vit.caches import is_plain, quoted
 from trt_vit.images.preprocessing import Edge
+from trt_vit.reading import is_plain, quoted
 
 FORMAT: Final = 3
 """Version of the bundle layout. A reader refuses a format it does not know."""

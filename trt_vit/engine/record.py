@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 import trt_vit
-from trt_vit.caches import plain
 from trt_vit.engine import bundle as bundles
 from trt_vit.engine.manifest import (
     FORMAT,
@@ -26,6 +25,7 @@ from trt_vit.engine.manifest import (
 )
 from trt_vit.engine.order import QUANTIZED
 from trt_vit.errors import EngineError
+from trt_vit.reading import plain
 
 if TYPE_CHECKING:
     from pathlib import Path

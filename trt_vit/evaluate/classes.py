@@ -7,8 +7,8 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from trt_vit.caches import quoted
 from trt_vit.errors import InputError
+from trt_vit.reading import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from trt_vit.caches import parse_json, read_file
 from trt_vit.errors import InputError
 from trt_vit.evaluate.classes import WNID, number
+from trt_vit.reading import parse_json, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_vit.caches import parse_json
 from trt_vit.errors import InputError, UsageError
 from trt_vit.evaluate.classes import WNID, Classes, number
 from trt_vit.evaluate.devkit import framework_indices, read_lines, read_text
 from trt_vit.images.source import list_images
+from trt_vit.reading import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
