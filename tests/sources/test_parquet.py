@@ -13,7 +13,7 @@ from tests.sources.archives import png, rows_of, table_of
 from trt_vit.errors import ImageError, InputError
 from trt_vit.images.limits import NO_FURTHER_LIMITS
 from trt_vit.sources import parquet
-from trt_vit.sources.files import File, LocalFile, RemoteFile
+from trt_vit.sources.files import File, LocalFile
 from trt_vit.sources.open import open_shards
 from trt_vit.sources.parquet import Cursor, ParquetShard, Table, open_table, parquet_shards
 
@@ -26,19 +26,10 @@ fsspec = pytest.importorskip("fsspec", reason="needs fsspec")
 IMAGES = [png(number) for number in range(10)]
 
 
-@pytest.fixture(params=["local", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], File]:
+@pytest.fixture
+def place(put: Callable[[str, bytes], File]) -> Callable[[bytes], File]:
     """Puts a file on a disk, or behind a URL."""
-
-    def local(data: bytes) -> File:
-        (tmp_path / "a.parquet").write_bytes(data)
-        return LocalFile(str(tmp_path / "a.parquet"))
-
-    def memory(data: bytes) -> File:
-        fsspec.filesystem("memory").pipe_file("/parquet/a.parquet", data)
-        return RemoteFile("memory://parquet/a.parquet", len(data), "1")
-
-    return local if request.param == "local" else memory
+    return lambda data: put("a.parquet", data)
 
 
 def shards_of(file: File, size: int) -> list[ParquetShard]:

@@ -28,19 +28,10 @@ fsspec = pytest.importorskip("fsspec", reason="needs fsspec")
 END = bytes(2 * BLOCK)
 
 
-@pytest.fixture(params=["local", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], File]:
+@pytest.fixture
+def place(put: Callable[[str, bytes], File]) -> Callable[[bytes], File]:
     """Puts an archive on a disk, or behind a URL."""
-
-    def local(data: bytes) -> File:
-        (tmp_path / "a.tar").write_bytes(data)
-        return LocalFile(str(tmp_path / "a.tar"))
-
-    def memory(data: bytes) -> File:
-        fsspec.filesystem("memory").pipe_file("/tar/a.tar", data)
-        return RemoteFile("memory://tar/a.tar", len(data), "1")
-
-    return local if request.param == "local" else memory
+    return lambda data: put("a.tar", data)
 
 
 def read(file: File) -> list[tuple[str, bytes | str]]:

@@ -5,7 +5,6 @@ Nothing here knows what brings the work: trt_vit/distributed/ray.py does.
 
 from __future__ import annotations
 
-import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,10 +16,9 @@ from trt_vit.distributed.site import Fault
 from trt_vit.errors import TrtVitError
 from trt_vit.images.preprocess import Preprocessor
 from trt_vit.pipeline.classify import load_classifier
-from trt_vit.pipeline.lanes import failed_rows, make_rows
+from trt_vit.pipeline.cpu_lanes import FreeLanes
 from trt_vit.pipeline.run import batched
 from trt_vit.pipeline.stages import CPU_STAGES, StageSeconds, load_image, open_opener
-from trt_vit.pipeline.topk import top_k
 from trt_vit.sources.item import FileItem
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from trt_vit.distributed.site import Site
     from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.stages import Decoding, LoadedImage
-    from trt_vit.runtime.protocol import Lane, RuntimeOptions
+    from trt_vit.runtime.protocol import RuntimeOptions
     from trt_vit.sources.shard import Shard
 
     Pixels = NDArray[np.float32]
@@ -158,11 +156,8 @@ class Engine:
         except TrtVitError as error:
             self.fault = Fault.of(error)
             return
-        runtime = self._classifier.runtimes[0]
-        self._threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
-        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for lane in runtime.lanes:
-            self._free.put(lane)
+        self._lanes = FreeLanes(self._classifier)
+        self._threads = ThreadPoolExecutor(len(self._classifier.runtimes[0].lanes), thread_name_prefix="lane")
 
     def classify(self, piece: Piece, pixels: Pixels) -> Piece:
         """Give a piece its rows.
@@ -192,17 +187,5 @@ class Engine:
     def _run_batch(self, piece: Piece, part: slice, pixels: Pixels) -> tuple[list[Row], StageSeconds]:
         """Infer a batch and make rows of the logits."""
         seconds = StageSeconds(CPU_STAGES)
-        items, errors = [FileItem(name) for name in piece.names[part]], piece.errors[part]
-        if None not in errors:
-            return failed_rows(items, errors), seconds
-        lane = self._free.get()
-        try:
-            with seconds.timing("infer"):
-                logits = lane.infer(pixels[part])
-        finally:
-            self._free.put(lane)
-        with seconds.timing("top_k"):
-            finite = np.all(np.isfinite(logits), axis=1)
-            best = top_k(np.where(finite[:, np.newaxis], logits, 0), self._classifier.k)
-            rows = make_rows(items, errors, finite, (best.indices, best.probabilities), self._classifier.labels)
-        return rows, seconds
+        items = [FileItem(name) for name in piece.names[part]]
+        return self._lanes.classify(items, piece.errors[part], pixels[part], seconds), seconds

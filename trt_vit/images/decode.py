@@ -44,6 +44,7 @@ __all__ = [
     "check_file_size",
     "decode",
     "jpeg_orientation",
+    "open_regular",
     "read_image",
 ]
 
@@ -91,22 +92,34 @@ def read_image(path: str, limits: DecodeLimits = NO_FURTHER_LIMITS) -> bytes:
         ImageError: The file is missing, not readable, not a regular file, or larger than ``limits`` allow.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        descriptor = open_regular(path)
     except OSError as error:
         raise ImageError(f"cannot read the file: {error.strerror}") from error
-    except ValueError as error:
-        raise ImageError(f"not a file name: {error}") from error
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        check_file_size(status.st_size, limits)
+        check_file_size(os.fstat(descriptor).st_size, limits)
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.readall()
     except OSError as error:
         raise ImageError(f"cannot read the file: {error.strerror}") from error
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: str) -> int:
+    """Open a regular file to be read and return its descriptor, never waiting for a FIFO or a device.
+
+    Raises:
+        OSError: It cannot be opened.
+        ImageError: It is no regular file, or no file can have that name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except ValueError as error:
+        raise ImageError(f"not a file name: {error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageError("not a regular file")
+    return descriptor
 
 
 def decode(data: bytes, limits: DecodeLimits = NO_FURTHER_LIMITS) -> NDArray[np.uint8]:

@@ -41,19 +41,23 @@ def list_images(inputs: Sequence[str]) -> list[str]:
         UsageError: An input names nothing.
         InputError: An input that names something holds no image, or cannot be listed or read.
     """
-    # Keyed by the normalised path. Nearly all paths are normal, and then key and value are the same object.
     paths: dict[str, str] = {}
     for name in inputs:
         found = False
         for path in expand(name, is_image):
             found = True
-            normal = os.path.normpath(path)
-            paths.setdefault(path if normal == path else normal, path)
+            paths.setdefault(key_of(path), path)
         if not found:
             raise no_image_in(name)
     if not paths:
         raise InputError("no input is named", hint="name files, directories, lists (.txt) or globs")
     return list(paths.values())
+
+
+def key_of(path: str) -> str:
+    """What is the same for two spellings of a path. Nearly all are normal, and then it is the very object."""
+    normal = os.path.normpath(path)
+    return path if normal == path else normal
 
 
 def no_image_in(name: str) -> InputError:

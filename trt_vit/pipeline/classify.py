@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
@@ -14,13 +15,13 @@ from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.feed import Feed, open_shard_sink
-from trt_vit.pipeline.journal import Journal, open_journal
+from trt_vit.pipeline.journal import Journal, count_rows, open_journal
 from trt_vit.pipeline.metrics import MetricsFile
-from trt_vit.pipeline.plan import SHARD_SIZE, Plan
+from trt_vit.pipeline.plan import SHARD_SIZE, Plan, count_images
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
 from trt_vit.pipeline.sinks import refuse_unknown_format
-from trt_vit.pipeline.stages import Decoding
+from trt_vit.pipeline.stages import ON_THREADS, Decoding
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
@@ -39,7 +40,13 @@ if TYPE_CHECKING:
     from trt_vit.runtime.protocol import Runtime
     from trt_vit.sources.shard import Shard
 
-    Run = Callable[[OnRows], Summary]
+
+class Run(Protocol):
+    """Does the shards that are not done, with an engine that is loaded."""
+
+    def __call__(self, *, on_rows: OnRows) -> Summary:
+        """Do them, and call ``on_rows`` with the rows of each batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,25 +88,28 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
         check(settings)
     bundle = Bundle.open(bundle_path)
     refuse_unknown_format(settings.output)
-    _batch_size(bundle, settings.batch_size)
+    options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
     shards = open_shards(settings.inputs, settings.shard_size)
     _refuse_overwriting(settings.output, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
     plan = Plan.of(shards, bundle, _what_shards_depend_on(settings, k))
     with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
+        summary = Summary(0, 0, 0.0, {})
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
-            return Outcome(Summary(0, 0, 0.0, {}), images, failed, resumed=images, left=0)
-        resumed = sum(commit.images for commit in journal.done)
+            return Outcome(summary, images, failed, resumed=images, left=0)
+        resumed, _ = count_rows(journal.done)
         if resumed:
             note(f"resuming: {resumed} images are done already")
-        summary = Summary(0, 0, 0.0, {})
         if journal.pending:
-            summary = _classify_pending(bundle, settings, shards, journal, note)
+            total = count_images(shards[number] for number in journal.pending)
+            metrics = _open_metrics(bundle, settings, total, journal)
+            run = _load(bundle, settings, shards, journal, options, note=note)
+            summary = _run(run, total, metrics)
         finished = journal.finish(assemble)
         if finished is not None:
             return Outcome(summary, finished.images, finished.failed, resumed, left=0)
-        images, failed = sum(commit.images for commit in journal.done), sum(commit.failed for commit in journal.done)
+        images, failed = count_rows(journal.done)
         return Outcome(summary, images, failed, resumed, left=len(plan.shards) - len(journal.commits))
 
 
@@ -115,41 +125,31 @@ def _what_shards_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]
     }
 
 
-def _classify_pending(
-    bundle: Bundle, settings: ClassifySettings, shards: Sequence[Shard], journal: Journal, note: Callable[[str], None]
-) -> Summary:
-    """Do what is left of this part of a run."""
-    options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
+def _open_metrics(
+    bundle: Bundle, settings: ClassifySettings, planned: int | None, journal: Journal
+) -> MetricsFile | None:
+    if settings.metrics is None:
+        return None
+    manifest = bundle.manifest
+    facts = {"bundle": str(bundle.path), "runtime": manifest.runtime, "precision": manifest.precision}
+    facts |= {"output": str(settings.output), "part": str(journal.part)}
+    return MetricsFile(settings.metrics, facts, planned, count_rows(journal.done)[0])
+
+
+def _load(
+    bundle: Bundle,
+    settings: ClassifySettings,
+    shards: Sequence[Shard],
+    journal: Journal,
+    options: RuntimeOptions,
+    *,
+    note: Callable[[str], None],
+) -> Run:
+    """Load the engine, here or on a cluster, and return what does the shards with it that are not done."""
     if settings.distributed is not None:
         from trt_vit.distributed import ray  # noqa: PLC0415 - as above
 
-        def run_there(on_rows: OnRows) -> Summary:
-            return ray.classify_pending(bundle, settings, shards, journal, options, on_rows=on_rows)
-
-        run: Run = run_there
-    else:
-        run = _load_here(bundle, settings, shards, journal, note)
-    counts = [shards[number].images for number in journal.pending]
-    total = None if None in counts else sum(count or 0 for count in counts)
-    metrics = _open_metrics(bundle, settings, total, journal)
-    with report_progress(total) as tell:
-
-        def on_rows(rows: Sequence[Row]) -> None:
-            tell(rows)
-            if metrics is not None:
-                metrics.add(rows)
-
-        summary = run(on_rows)
-    if metrics is not None:
-        metrics.finish(summary)
-    return summary
-
-
-def _load_here(
-    bundle: Bundle, settings: ClassifySettings, shards: Sequence[Shard], journal: Journal, note: Callable[[str], None]
-) -> Run:
-    """Load the engine in this process, and return what does the shards with it that are not done."""
-    options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
+        return partial(ray.classify_pending, bundle, settings, shards, journal, options)
     k = journal.plan.settings["top_k"]
     classifier = load_classifier(
         bundle,
@@ -158,11 +158,11 @@ def _load_here(
         decode_threads=settings.decode_threads,
         decode=settings.decode,
         gpus=settings.gpus,
+        decoding=decoding_of(settings),
     )
-    classifier = replace(classifier, decoding=decoding_of(settings))
     _note_surprises(bundle, classifier, options, note)
 
-    def run(on_rows: OnRows) -> Summary:
+    def run(*, on_rows: OnRows) -> Summary:
         feed = Feed(shards, journal.pending)
         with open_shard_sink(journal, feed, k) as sink:
             summary = classify(feed.items(), classifier, sink, on_rows)
@@ -174,20 +174,24 @@ def _load_here(
     return run
 
 
+def _run(run: Run, total: int | None, metrics: MetricsFile | None) -> Summary:
+    """Run what was loaded, and tell people and monitoring how it goes."""
+    with report_progress(total) as tell:
+
+        def on_rows(rows: Sequence[Row]) -> None:
+            tell(rows)
+            if metrics is not None:
+                metrics.add(rows)
+
+        summary = run(on_rows=on_rows)
+    if metrics is not None:
+        metrics.finish(summary)
+    return summary
+
+
 def decoding_of(settings: ClassifySettings) -> Decoding:
     """Return how a run's images are decoded on a CPU."""
     return Decoding(settings.limits, settings.decode_workers, settings.decode_memory_mib * 2**20)
-
-
-def _open_metrics(
-    bundle: Bundle, settings: ClassifySettings, planned: int | None, journal: Journal
-) -> MetricsFile | None:
-    if settings.metrics is None:
-        return None
-    manifest = bundle.manifest
-    facts = {"bundle": str(bundle.path), "runtime": manifest.runtime, "precision": manifest.precision}
-    facts |= {"output": str(settings.output), "part": str(journal.part)}
-    return MetricsFile(settings.metrics, facts, planned, sum(commit.images for commit in journal.done))
 
 
 def load_classifier(
@@ -198,6 +202,7 @@ def load_classifier(
     decode_threads: int | None = None,
     decode: Decode = "exact",
     gpus: int | None = None,
+    decoding: Decoding = ON_THREADS,
 ) -> Classifier:
     """Load a bundle's engine and all that goes around it.
 
@@ -208,6 +213,7 @@ def load_classifier(
         decode_threads: Threads that decode, or None for one a core.
         decode: Where JPEGs are decoded if the engine is for a GPU.
         gpus: How many GPUs are used at most, or None for all that are like the first.
+        decoding: How images are decoded on the CPU.
 
     Raises:
         ArtifactError: A file of the bundle is not what was built, or its parts do not fit together.
@@ -223,6 +229,7 @@ def load_classifier(
         k=k,
         decode_threads=decode_threads or usable_cores(),
         decode=decode,
+        decoding=decoding,
     )
 
 

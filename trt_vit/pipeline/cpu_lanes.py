@@ -24,9 +24,54 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.pipeline.classifier import Classifier
+    from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.timeline import Timeline
     from trt_vit.runtime.protocol import Lane
     from trt_vit.sources.item import Item
+
+
+class FreeLanes:
+    """The lanes of an engine on a CPU; a batch is run in whichever is free. As many threads as there are may call.
+
+    Args:
+        classifier: The engine, and all that goes around it.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in classifier.runtimes[0].lanes:
+            self._free.put(lane)
+
+    def classify(
+        self, items: Sequence[Item], errors: Sequence[str | None], pixels: NDArray[np.float32], seconds: StageSeconds
+    ) -> list[Row]:
+        """Infer a batch and make rows of its logits.
+
+        Args:
+            items: The images.
+            errors: Why an image cannot be used, or None.
+            pixels: The preprocessed images, float32 [images, 3, height, width].
+            seconds: Is told how long each stage was busy.
+
+        Raises:
+            EnvironmentFault: The runtime failed.
+        """
+        if None not in errors:
+            return failed_rows(items, errors)
+        with seconds.timing("infer"):
+            logits = self._infer(pixels)
+        with seconds.timing("top_k"):
+            finite = np.all(np.isfinite(logits), axis=1)
+            best = top_k(np.where(finite[:, np.newaxis], logits, 0), self._classifier.k)
+            return make_rows(items, errors, finite, (best.indices, best.probabilities), self._classifier.labels)
+
+    def _infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        lane = self._free.get()
+        try:
+            return lane.infer(pixels)
+        finally:
+            self._free.put(lane)
 
 
 @contextmanager
@@ -41,14 +86,11 @@ def open_cpu_lanes(classifier: Classifier, timeline: Timeline | None = None) -> 
     # While every lane runs a batch, as many more are being filled, and one is waiting to be written.
     count = 2 * len(runtime.lanes) + 1
     slots = np.zeros((count, runtime.batch_size, *classifier.image_shape), dtype=np.float32)
-    free_lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-    for lane in runtime.lanes:
-        free_lanes.put(lane)
     decoders = ThreadPoolExecutor(classifier.decode_threads, thread_name_prefix="decode")
     lane_threads = ThreadPoolExecutor(len(runtime.lanes), thread_name_prefix="lane")
     try:
         with open_opener(classifier.decoding) as opener:
-            yield CpuLanes(classifier, opener, slots, decoders, lane_threads, free_lanes, timeline)
+            yield CpuLanes(classifier, opener, slots, decoders, lane_threads, FreeLanes(classifier), timeline)
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
         lane_threads.shutdown(wait=True, cancel_futures=True)
@@ -63,7 +105,7 @@ class CpuLanes:
     slots: NDArray[np.float32]
     decoders: ThreadPoolExecutor
     lane_threads: ThreadPoolExecutor
-    free_lanes: queue.SimpleQueue[Lane]
+    free_lanes: FreeLanes
     timeline: Timeline | None
 
     @property
@@ -97,22 +139,7 @@ class CpuLanes:
             seconds.add(image.seconds)
             if self.timeline is not None:
                 self.timeline.add_spans(number, image.seconds)
-        if None not in errors:
-            return BatchResult(failed_rows(items, errors), seconds)
-        with seconds.timing("infer"):
-            logits = self._infer(slot[: len(items)])
-        with seconds.timing("top_k"):
-            finite = np.all(np.isfinite(logits), axis=1)
-            best = top_k(np.where(finite[:, np.newaxis], logits, 0), self.classifier.k)
-            picked = (best.indices, best.probabilities)
-            rows = make_rows(items, errors, finite, picked, self.classifier.labels)
+        rows = self.free_lanes.classify(items, errors, slot[: len(items)], seconds)
         if self.timeline is not None:
             self.timeline.add_spans(number, seconds)
         return BatchResult(rows, seconds)
-
-    def _infer(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        lane = self.free_lanes.get()
-        try:
-            return lane.infer(pixels)
-        finally:
-            self.free_lanes.put(lane)

@@ -30,7 +30,7 @@ from trt_vit.pipeline.locks import hold, planning
 from trt_vit.pipeline.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from trt_vit.outputs import Output
     from trt_vit.parts import Part
@@ -154,8 +154,7 @@ class Journal:
             if not self.complete:
                 return None
             assemble(self)
-            commits = self.commits.values()
-            images, failed = sum(commit.images for commit in commits), sum(commit.failed for commit in commits)
+            images, failed = count_rows(self.commits.values())
             self.finished = Finished(images, failed, size_of(self.output) or 0)
             self._write(_SUCCESS, asdict(self.finished))
             self._tidy()
@@ -289,6 +288,12 @@ def open_journal(
         journal = Journal(output, plan, part)
         journal.begin(note, resume=resume)
         yield journal
+
+
+def count_rows(commits: Iterable[Commit]) -> tuple[int, int]:
+    """Return how many rows some shards have, and how many of these are errors."""
+    counts = [(commit.images, commit.failed) for commit in commits]
+    return sum(images for images, _ in counts), sum(failed for _, failed in counts)
 
 
 def directory_of(output: Output) -> Path:

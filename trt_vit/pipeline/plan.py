@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from trt_vit.engine.bundle import Bundle
     from trt_vit.sources.shard import Shard
@@ -55,8 +55,7 @@ class Plan:
     @property
     def images(self) -> int | None:
         """How many images there are, or None where only reading tells."""
-        counts = [shard.images for shard in self.shards]
-        return None if None in counts else sum(count or 0 for count in counts)
+        return count_images(self.shards)
 
     def differences(self, earlier: Plan) -> list[str]:
         """Return in words where it differs from an earlier plan; nothing where both give the same rows."""
@@ -111,6 +110,12 @@ class Plan:
             return cls(shards, str(document["bundle"]), dict(document["settings"]))
         except (KeyError, TypeError) as error:
             raise ValueError("it is not a plan") from error
+
+
+def count_images(shards: Iterable[Shard | PlannedShard]) -> int | None:
+    """Return how many images some shards have, or None where only reading tells."""
+    counts = [shard.images for shard in shards]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _parse_count(images: Any) -> int | None:

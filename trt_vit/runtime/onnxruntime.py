@@ -95,6 +95,11 @@ def fixed_batch(session: Any, engine: EngineFiles) -> int | None:
     if given.name != engine.model.input_name:
         message = f"{engine.path}: the engine's input is {given.name}, the manifest's {engine.model.input_name}"
         raise ArtifactError(message, hint="build the bundle again")
+    return _only_batch(given)
+
+
+def _only_batch(given: Any) -> int | None:
+    """Return the one batch size of an input, or None where it takes any."""
     return given.shape[0] if isinstance(given.shape[0], int) else None
 
 
@@ -145,8 +150,7 @@ def node_times(
     """
     with tempfile.TemporaryDirectory() as directory:
         session = open_session(engine, threads=threads, profile=Path(directory, "times"), gpu=gpu)
-        fixed = session.get_inputs()[0].shape[0]
-        lane = OnnxRuntimeLane(session, input_name, fixed if isinstance(fixed, int) else None)
+        lane = OnnxRuntimeLane(session, input_name, _only_batch(session.get_inputs()[0]))
         for _ in repeat_for(seconds, lambda: lane.infer(pixels)):
             pass
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

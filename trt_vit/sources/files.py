@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 from trt_vit.errors import EnvironmentFault, ImageError
-from trt_vit.images.decode import check_file_size
+from trt_vit.images.decode import check_file_size, open_regular
 from trt_vit.sources import remote
 from trt_vit.sources.urls import public_url
 
@@ -102,13 +101,9 @@ class LocalFile:
 
     def _open(self) -> int:
         try:
-            descriptor = os.open(self.name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        except ValueError as error:
-            raise OSError(f"not a file name: {error}") from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError("not a regular file")
-        return descriptor
+            return open_regular(self.name)
+        except ImageError as error:  # here it is no image's
+            raise OSError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trt_vit.errors import ImageError, InputError, UsageError
 from trt_vit.images.limits import NO_FURTHER_LIMITS
-from trt_vit.images.source import expand, is_image, is_list, lines_of, no_image_in
+from trt_vit.images.source import expand, is_image, is_list, key_of, lines_of, no_image_in
 from trt_vit.sources.files import File, LocalFile, RemoteFile, reason_of
 from trt_vit.sources.listing import list_url, look_up
 from trt_vit.sources.parquet import Cursor, open_table, parquet_shards
@@ -120,11 +120,8 @@ def _suffix(name: str) -> str:
 
 
 def _key(entry: str | RemoteFile) -> str:
-    """Return what is the same for two names of one file. Nearly all paths are normal, and then it is the path."""
-    if isinstance(entry, RemoteFile):
-        return entry.url
-    normal = os.path.normpath(entry)
-    return entry if normal == entry else normal
+    """Return what is the same for two names of one file."""
+    return entry.url if isinstance(entry, RemoteFile) else key_of(entry)
 
 
 def _look_up(entries: list[str | RemoteFile]) -> list[str | RemoteFile]:

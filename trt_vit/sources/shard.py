@@ -10,7 +10,7 @@ from trt_vit.sources.files import LocalFile
 from trt_vit.sources.item import BrokenItem, FileItem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from trt_vit.outputs import Output
     from trt_vit.sources.files import File, RemoteFile
@@ -63,20 +63,18 @@ class FileShard:
 
     def digest(self) -> str:
         """See ``Shard.digest``: of each path, and the file's size and time."""
-        found = hashlib.sha256()
-        for number in range(self.first, self.first + self.images):
-            path = self.paths[number]
-            found.update(f"{path}\0{LocalFile(path).stamp()}\n".encode("utf-8", "surrogateescape"))
-        return found.hexdigest()
+        return digest_of(map(LocalFile, self._own()))
 
     def holds(self, output: Output) -> bool:
         """See ``Shard.holds``."""
-        numbers = range(self.first, self.first + self.images)
-        return any(LocalFile(self.paths[number]).is_output(output) for number in numbers)
+        return any(LocalFile(path).is_output(output) for path in self._own())
 
     def items(self) -> Iterator[FileItem]:
         """See ``Shard.items``."""
-        return (FileItem(self.paths[number]) for number in range(self.first, self.first + self.images))
+        return map(FileItem, self._own())
+
+    def _own(self) -> Iterator[str]:
+        return (self.paths[number] for number in range(self.first, self.first + self.images))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +98,7 @@ class RemoteShard:
 
     def digest(self) -> str:
         """See ``Shard.digest``: of each URL without secrets, and what its server told of the file."""
-        found = hashlib.sha256()
-        for file in self.items():
-            found.update(f"{file.name}\0{file.stamp()}\n".encode("utf-8", "surrogateescape"))
-        return found.hexdigest()
+        return digest_of(self.items())
 
     def holds(self, output: Output) -> bool:
         """See ``Shard.holds``."""
@@ -137,7 +132,7 @@ class BrokenShard:
 
     def digest(self) -> str:
         """See ``Shard.digest``."""
-        return hashlib.sha256(f"{self.file.name}\0{self.file.stamp()}".encode("utf-8", "surrogateescape")).hexdigest()
+        return digest_of((self.file,))
 
     def holds(self, output: Output) -> bool:
         """See ``Shard.holds``."""
@@ -146,6 +141,14 @@ class BrokenShard:
     def items(self) -> Iterator[BrokenItem]:
         """See ``Shard.items``."""
         return iter((BrokenItem(self.file.name, self.reason),))
+
+
+def digest_of(files: Iterable[File]) -> str:
+    """Return a digest of the names of files, and of what tells whether they have been written since."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.name}\0{file.stamp()}\n".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 def file_shards(paths: Sequence[str], size: int) -> list[FileShard]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from trt_vit.images.limits import MAX_BYTES
 from trt_vit.images.source import is_image
 from trt_vit.sources.files import File, LocalFile, reason_of, refuse_to_guess
 from trt_vit.sources.item import BrokenItem, HeldItem
+from trt_vit.sources.shard import digest_of
 from trt_vit.sources.tar import Member, TarError, TarReader
 from trt_vit.sources.urls import SEPARATOR
 
@@ -48,7 +48,7 @@ class TarShard:
 
     def digest(self) -> str:
         """See ``Shard.digest``."""
-        return hashlib.sha256(f"{self.file.name}\0{self.file.stamp()}".encode("utf-8", "surrogateescape")).hexdigest()
+        return digest_of((self.file,))
 
     def holds(self, output: Output) -> bool:
         """See ``Shard.holds``."""
