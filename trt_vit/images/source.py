@@ -1,6 +1,6 @@
 """From what the user names to the list of image paths, one row each, in an order that is the same on every machine."""
 
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH122, PTH206, PTH207
+# ruff: noqa: PTH112, PTH116, PTH118, PTH206, PTH207
 # A million paths are cheap as strings, and Path would lose how a path is spelled ("./x", "a//b").
 
 from __future__ import annotations
@@ -142,19 +142,21 @@ def _identity(path: str) -> tuple[int, int]:
 def _list_directory(path: str) -> Iterator[tuple[str, bool]]:
     try:
         with os.scandir(path) as entries:
-            names = [(entry.name, _is_directory(entry)) for entry in entries if _is_wanted(entry)]
+            kinds = ((entry.name, _is_directory(entry)) for entry in entries)
+            names = [found for found in kinds if _is_wanted(*found)]
     except OSError as error:
         raise _unlistable(path, error) from error
     names.sort()
-    return ((os.path.join(path, name), is_directory) for name, is_directory in names)
+    above = os.path.join(path, "")
+    return ((above + name, is_directory) for name, is_directory in names)
 
 
 def _unlistable(path: str, error: OSError) -> InputError:
     return InputError(f"cannot list the directory {path!r}: {error.strerror}", hint="check its permissions")
 
 
-def _is_wanted(entry: os.DirEntry[str]) -> bool:
-    return entry.name != "__MACOSX" if _is_directory(entry) else is_image(entry.name)
+def _is_wanted(name: str, is_directory: bool) -> bool:  # noqa: FBT001 - it comes with the name
+    return name != "__MACOSX" if is_directory else _is_image_name(name)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -166,8 +168,13 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 def is_image(path: str) -> bool:
     """Whether a path in a directory or behind a glob is taken for an image's."""
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
+    return _is_image_name(path.rpartition(os.sep)[2])
+
+
+def _is_image_name(name: str) -> bool:
+    """The same of a name without its directory. One that is only a suffix has none, as ``os.path.splitext`` has it."""
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in SUFFIXES and bool(stem.strip(".")) and not name.startswith("._")
 
 
 def _glob(pattern: str) -> Iterator[str]:
