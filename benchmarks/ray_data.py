@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from trt_vit.engine.bundle import Bundle
 
 PHOTOS = 250
-SIZES = {"vit-base": (32, 160), "vit-cifar10": (500, 4000)}
+SIZES = {"vit-base": (64, 320), "vit-cifar10": (2048, 16384)}
 """Images of the short and of the long run."""
-SHARD = 32
-"""Images a shard: so few that a short run has one for each core."""
+SHARDS = {"vit-base": 64, "vit-cifar10": 1024}
+"""Images a shard: what it is where nothing is said, or so few that a slow model's short run has one for a core."""
 TARGET = 0.85
 CIFAR10 = Path(__file__).parents[1] / "examples" / "vit-cifar10"
 
@@ -144,7 +144,7 @@ def run(bundle: Bundle, images: Path, flags: Sequence[str]) -> float:
     Its session is its own, as those of Ray's workers are: Linux divides a busy machine by sessions.
     """
     command = [sys.executable, "-m", "trt_vit", "classify", str(bundle.path), str(images), "-o", f"{images}.jsonl"]
-    variables = {**os.environ, "TRT_VIT_SHARD_SIZE": str(SHARD)}
+    variables = {**os.environ, "TRT_VIT_SHARD_SIZE": str(SHARDS[bundle.path.stem])}
     started = time.perf_counter()
     subprocess.run(
         [*command, "--no-resume", *flags], check=True, capture_output=True, start_new_session=True, env=variables

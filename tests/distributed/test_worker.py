@@ -101,7 +101,7 @@ def test_a_piece_in_which_nothing_can_be_used_is_not_inferred(openvino_bundle: B
 def test_a_shard_without_images_has_one_piece_that_is_empty(openvino_bundle: Bundle, tmp_path: Path) -> None:
     pieces = list(decode_shard(site_of(openvino_bundle, tmp_path), (7, FileShard([], 0, 0)), 8, 1, ON_THREADS))
     assert [(piece.first, piece.names, piece.last) for piece, _ in pieces] == [(0, [], True)]
-    assert pieces[0][1].shape == (0, 3, 32, 32)
+    assert pieces[0][1].shape == (0, 32, 32, 3)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def test_an_engine_that_does_not_load_is_the_fault_of_each_piece(openvino_bundle
     copy = shutil.copytree(openvino_bundle.path, tmp_path / "bundle")
     (copy / "engine.bin").write_bytes(b"changed")
     engine = Engine(Site(tmp_path, copy, openvino_bundle.sha256), OPTIONS, 5)
-    found = engine.classify(Piece(0, 0, ["a.jpg"], [None]), np.zeros((1, 3, 32, 32), np.float32))
+    found = engine.classify(Piece(0, 0, ["a.jpg"], [None]), np.zeros((1, 32, 32, 3), np.uint8))
     assert found.fault is not None
     assert found.fault.kind is ArtifactError
     assert str(copy) in found.fault.message

@@ -71,10 +71,21 @@ def processor(name: str, **arguments: Any) -> Any:
 
 def ours(preprocessing: Preprocessing, image: NDArray[np.uint8], size: tuple[int, int] | None = None) -> Any:
     height, width = size or preprocessing.output_size or (0, 0)
+    preprocessor = Preprocessor(preprocessing, (height, width))
     batch = np.full((3, 3, height, width), np.nan, dtype=np.float32)
-    Preprocessor(preprocessing, (height, width))(image, batch[1])
+    preprocessor(image, batch[1])
     assert np.isnan(batch[[0, 2]]).all()  # nothing is written beside the slot
+    np.testing.assert_array_equal(in_two_steps(preprocessor, image), batch[1])
     return batch[1]
+
+
+def in_two_steps(preprocessor: Preprocessor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    fitted = np.full((3, *preprocessor.output_size, 3), 77, dtype=np.uint8)
+    preprocessor.fit(image, fitted[1])
+    assert (fitted[[0, 2]] == 77).all()
+    normalized = np.full((3, *preprocessor.output_size), np.nan, dtype=np.float32)
+    preprocessor.normalize(fitted[1], normalized)
+    return normalized
 
 
 def theirs(reference: Any, image: NDArray[np.uint8]) -> Any:

@@ -1,6 +1,6 @@
 """Ray Data: one run over the cores and GPUs of a cluster, with the same plan, the same journal and the same rows.
 
-    shards -> tasks on CPUs: read, decode, preprocess -> pieces -> engines, one a machine or GPU: infer, top-k -> rows
+    shards -> tasks on CPUs: read, decode, resize -> pieces -> engines, one a machine or GPU: infer, top-k -> rows
 
 A shard is decoded by one task and leaves it in pieces of some batches, which go to whichever engine is free. The driver
 puts the rows of each shard together, writes its file and commits it, as a run on one machine does: so only the images
@@ -176,7 +176,7 @@ def _stages(
     size = piece_size(options.batch_size)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.target_max_block_size = size * int(np.prod(bundle.manifest.model.image_shape)) * 4
+    context.target_max_block_size = size * int(np.prod(bundle.manifest.model.image_shape))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"shard": number, "images": pickle.dumps(shard)} for number, shard in pending]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -269,7 +269,7 @@ class _Classify:
     def __call__(self, table: pa.Table) -> pa.Table:
         piece = _unpack(table["piece"][0])
         shape = tuple(table["shape"][0].as_py())
-        pixels = np.frombuffer(table["pixels"][0].as_buffer(), dtype=np.float32).reshape(shape)
+        pixels = np.frombuffer(table["pixels"][0].as_buffer(), dtype=np.uint8).reshape(shape)
         return _pack(self._engine.classify(piece, pixels), None)
 
 

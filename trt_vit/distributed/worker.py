@@ -5,6 +5,7 @@ Nothing here knows what brings the work: trt_vit/distributed/ray.py does.
 
 from __future__ import annotations
 
+import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from trt_vit.runtime.protocol import RuntimeOptions
     from trt_vit.sources.shard import Shard
 
-    Pixels = NDArray[np.float32]
+    Pixels = NDArray[np.uint8]
 
 PIECE_IMAGES = 64
 """Images that an engine is given at once, or a batch of them where that is larger: less costs more to bring."""
@@ -65,12 +66,12 @@ class Piece:
 
 
 @lru_cache(maxsize=1)
-def _preprocessor(site: Site) -> tuple[Preprocessor, tuple[int, int, int]]:
-    """Return a bundle's preprocessing, and the shape of what it makes; kept for the next shard."""
+def _preprocessor(site: Site) -> Preprocessor:
+    """Return a bundle's preprocessing; kept for the next shard."""
     site.stand()
     bundle = site.open_bundle()
     model = bundle.manifest.model
-    return Preprocessor(bundle.preprocessing(), (model.height, model.width)), model.image_shape
+    return Preprocessor(bundle.preprocessing(), (model.height, model.width))
 
 
 def piece_size(batch_size: int) -> int:
@@ -81,7 +82,9 @@ def piece_size(batch_size: int) -> int:
 def decode_shard(
     site: Site, numbered: tuple[int, Shard], size: int, threads: int, decoding: Decoding
 ) -> Iterator[tuple[Piece, Pixels]]:
-    """Read, decode and preprocess the images of a shard, a piece ahead of who takes them.
+    """Read, decode, resize and crop the images of a shard, a piece ahead of who takes them.
+
+    Normalising is left to the engine's side: pixels of 8 bits are a quarter of what it makes of them.
 
     The last piece is marked; it may be empty. An error that is no image's ends the shard with a piece that has it.
 
@@ -93,18 +96,19 @@ def decode_shard(
         decoding: How they decode.
 
     Returns:
-        Pieces, and their pixels, float32 [images, 3, height, width].
+        Pieces, and their pixels, uint8 [images, height, width, 3].
     """
     number, shard = numbered
     under_way: _Decoding | None = None
     first = 0
     try:
-        preprocessor, shape = _preprocessor(site)
+        preprocessor = _preprocessor(site)
+        shape = (*preprocessor.output_size, 3)
         with ThreadPoolExecutor(threads) as pool, open_opener(decoding) as opener:
             for items in batched(shard.items(), size):
-                pixels = np.empty((len(items), *shape), dtype=np.float32)
+                pixels = np.empty((len(items), *shape), dtype=np.uint8)
                 loads = [
-                    pool.submit(load_image, item, opener, preprocessor, out)
+                    pool.submit(load_image, item, opener, preprocessor.fit, out)
                     for item, out in zip(items, pixels, strict=True)
                 ]
                 if under_way is not None:
@@ -112,10 +116,10 @@ def decode_shard(
                 under_way = _Decoding(Piece(number, first, [item.name for item in items]), pixels, loads)
                 first += len(items)
             if under_way is None:
-                under_way = _Decoding(Piece(number, 0), np.empty((0, *shape), dtype=np.float32), [])
+                under_way = _Decoding(Piece(number, 0), np.empty((0, *shape), dtype=np.uint8), [])
             yield under_way.finish(last=True)
     except TrtVitError as error:
-        yield Piece(number, first, fault=Fault.of(error)), np.empty(0, dtype=np.float32)
+        yield Piece(number, first, fault=Fault.of(error)), np.empty(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -157,14 +161,18 @@ class Engine:
             self.fault = Fault.of(error)
             return
         self._lanes = FreeLanes(self._classifier)
-        self._threads = ThreadPoolExecutor(len(self._classifier.runtimes[0].lanes), thread_name_prefix="lane")
+        lanes = len(self._classifier.runtimes[0].lanes)
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+        self._slots: queue.SimpleQueue[NDArray[np.float32]] = queue.SimpleQueue()
+        for _ in range(lanes):
+            self._slots.put(np.zeros((self._classifier.batch_size, *self._classifier.image_shape), dtype=np.float32))
 
     def classify(self, piece: Piece, pixels: Pixels) -> Piece:
         """Give a piece its rows.
 
         Args:
             piece: Decoded images.
-            pixels: float32 [images, 3, height, width].
+            pixels: uint8 [images, height, width, 3], resized and cropped.
         """
         piece.fault = piece.fault or self.fault
         if piece.fault is not None:
@@ -185,7 +193,15 @@ class Engine:
         return piece
 
     def _run_batch(self, piece: Piece, part: slice, pixels: Pixels) -> tuple[list[Row], StageSeconds]:
-        """Infer a batch and make rows of the logits."""
+        """Normalise a batch, infer it and make rows of the logits."""
         seconds = StageSeconds(CPU_STAGES)
         items = [FileItem(name) for name in piece.names[part]]
-        return self._lanes.classify(items, piece.errors[part], pixels[part], seconds), seconds
+        slot = self._slots.get()
+        try:
+            inputs = slot[: len(items)]
+            with seconds.timing("preprocess"):
+                for image, out in zip(pixels[part], inputs, strict=True):
+                    self._classifier.preprocessor.normalize(image, out)
+            return self._lanes.classify(items, piece.errors[part], inputs, seconds), seconds
+        finally:
+            self._slots.put(slot)

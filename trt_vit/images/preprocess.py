@@ -136,14 +136,38 @@ class Preprocessor:
             ImageError: The image resizes to more than ``MAX_PIXELS`` pixels, or not to ``output_size``.
         """
         geometry = self.geometry(*pixels.shape[:2])
-        rows, columns = geometry.rows, geometry.columns
-        if (rows.length, columns.length) != self.output_size:
+        if not self._is_full(geometry):
             out[:] = self.table[:, :1, np.newaxis]
-        source = self.resized(pixels, geometry)
-        target = out[:, _slice(rows.target, rows.length), _slice(columns.target, columns.length)]
+        self.normalize(self.resized(pixels, geometry), out[:, *_target(geometry)])
+
+    def fit(self, pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """Resize and crop an image, and leave it to ``normalize`` to make the model's input of it.
+
+        Args:
+            pixels: uint8 [height, width, 3], RGB, contiguous.
+            out: uint8 [output height, output width, 3]; overwritten. A quarter of the size of the model's input.
+
+        Raises:
+            ImageError: The image resizes to more than ``MAX_PIXELS`` pixels, or not to ``output_size``.
+        """
+        geometry = self.geometry(*pixels.shape[:2])
+        if not self._is_full(geometry):
+            out[:] = 0
+        out[_target(geometry)] = self.resized(pixels, geometry)
+
+    def normalize(self, pixels: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        """Rescale and normalise pixels that have their place.
+
+        Args:
+            pixels: uint8 [height, width, 3].
+            out: float32 [3, height, width]; overwritten.
+        """
         for channel in range(3):
             # Values of 8 bits never leave the table; mode "clip" only spares np.take a second copy of its result.
-            np.take(self.table[channel], source[:, :, channel], out=target[channel], mode="clip")
+            np.take(self.table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+
+    def _is_full(self, geometry: Geometry) -> bool:
+        return (geometry.rows.length, geometry.columns.length) == self.output_size
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Return where the pixels of an image of a size go.
@@ -181,6 +205,11 @@ class Preprocessor:
             pixels = np.asarray(Image.fromarray(pixels).resize((width, height), filter_))
         rows, columns = geometry.rows, geometry.columns
         return pixels[_slice(rows.source, rows.length), _slice(columns.source, columns.length)]
+
+
+def _target(geometry: Geometry) -> tuple[slice, slice]:
+    rows, columns = geometry.rows, geometry.columns
+    return _slice(rows.target, rows.length), _slice(columns.target, columns.length)
 
 
 def _slice(start: int, length: int) -> slice:

@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from trt_vit.errors import ImageError
 from trt_vit.images.decode import decode
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.images.limits import DecodeLimits
-    from trt_vit.images.preprocess import Preprocessor
     from trt_vit.sources.item import Item
+
+    Pixels = NDArray[np.uint8]
+
+T = TypeVar("T")
 
 CPU_STAGES = ("read", "decode", "preprocess", "infer", "top_k", "write")
 
@@ -118,7 +121,7 @@ class LoadedImage:
     error: str | None = None
 
 
-def load_image(item: Item, opener: Opener, preprocessor: Preprocessor, out: NDArray[np.float32]) -> LoadedImage:
+def load_image(item: Item, opener: Opener, preprocess: Callable[[Pixels, T], None], out: T) -> LoadedImage:
     """Read, decode and preprocess one image into its place in a batch.
 
     This is the per-image boundary: an image that cannot be used is an error of its own row.
@@ -126,8 +129,8 @@ def load_image(item: Item, opener: Opener, preprocessor: Preprocessor, out: NDAr
     Args:
         item: The image.
         opener: What reads and decodes it.
-        preprocessor: The checkpoint's preprocessing.
-        out: Where the pixels go, float32 [3, height, width]. Left in an undefined state by an error.
+        preprocess: The checkpoint's preprocessing, or part of it: uint8 [height, width, 3] into ``out``.
+        out: Where the pixels go. Left in an undefined state by an error.
     """
     image = LoadedImage(StageSeconds(CPU_STAGES))
     with image_errors(image):
@@ -136,7 +139,7 @@ def load_image(item: Item, opener: Opener, preprocessor: Preprocessor, out: NDAr
         with image.seconds.timing("decode"):
             pixels = opener.decode(data)
         with image.seconds.timing("preprocess"):
-            preprocessor(pixels, out)
+            preprocess(pixels, out)
     return image
 
 
