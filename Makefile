@@ -13,7 +13,7 @@ CORPUS := build/corpus/.installed
 PYCUDA := build/pycuda/.installed
 CUDA_ROOT = $(shell nvcc --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^.*TOP=//p')
 
-.PHONY: demo test corpus soak fuzz rehearsal gpu-check lint install bindings format clean
+.PHONY: demo test corpus ray soak fuzz rehearsal gpu-check lint install bindings format clean
 
 install: $(STAMP)
 
@@ -56,6 +56,11 @@ lint: install
 # A worker a core: products of numpy on several threads each would only wait for one another.
 test: lint bindings corpus
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+# Runs over a cluster of this machine, with Ray itself.
+ray: install
+	$(PIP) --editable '.[ray]'
+	$(BIN)/pytest tests/distributed
 
 # The long form of the fault tests: runs that are killed at random until the time is over. It ends with a table of counts.
 soak: install
