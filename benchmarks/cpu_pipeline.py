@@ -40,7 +40,6 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from vit_base import write_checkpoint
 
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.progress import Lines, Quiet
 from trt_vit.images.source import list_images
@@ -51,6 +50,7 @@ from trt_vit.pipeline.stages import IN_THIS_PROCESS, load_image
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.openvino import ENGINE_GRAPH, ENGINE_WEIGHTS, HINTS, supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.settings import BuildSettings
 from trt_vit.sources.item import FileItem, file_items
 
 if TYPE_CHECKING:

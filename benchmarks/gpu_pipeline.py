@@ -39,7 +39,6 @@ from gpu_peers import compiled_contender, hugging_face_contender
 from photos import photos
 from vit_base import write_checkpoint
 
-from trt_vit.config import BuildSettings
 from trt_vit.cuda import driver
 from trt_vit.cuda.decode import open_decoder
 from trt_vit.cuda.lane import BatchShape, PipelineLane
@@ -57,6 +56,7 @@ from trt_vit.pipeline.stages import IN_THIS_PROCESS
 from trt_vit.pipeline.timeline import Timeline, overlap
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.settings import BuildSettings
 from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING
 from photos import photos
 from vit_base import write_checkpoint
 
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.progress import Quiet
 from trt_vit.evaluate.evaluate import evaluate_bundles
@@ -43,6 +42,7 @@ from trt_vit.profile.machine import environment
 from trt_vit.profile.sweep import Sweep, profile_bundle
 from trt_vit.runtime.openvino import ENGINE_GRAPH, HINTS
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.settings import BuildSettings
 from trt_vit.sources.item import file_items
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.progress import Quiet
 from trt_vit.evaluate.evaluate import evaluate_bundles
 from trt_vit.profile.machine import environment
 from trt_vit.profile.sweep import Sweep, profile_bundle
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from trt_vit.engine.manifest import Precision

@@ -30,12 +30,12 @@ import ray
 from photos import photos
 from vit_base import write_checkpoint
 
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.progress import Quiet
 from trt_vit.profile.machine import environment
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.openvino import supports_bf16
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

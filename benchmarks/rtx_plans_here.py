@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.compare import compare_logits
 from trt_vit.engine.manifest import BatchProfile
@@ -30,6 +29,7 @@ from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.tensorrt import TensorRtRuntime
 from trt_vit.runtime.tensorrt_family import compute_capabilities, load_family
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from tests.support.checkpoints import random_checkpoint
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.progress import Quiet
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from trt_vit.config import BuildSettings, ClassifySettings, resolve
+from trt_vit.config import resolve
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.errors import UsageError
+from trt_vit.settings import BuildSettings, ClassifySettings
 
 BOMB = "classify:\n  top_k:\n  - &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"  - &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghi"

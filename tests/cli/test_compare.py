@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trt_vit.cli import run
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.progress import Quiet
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

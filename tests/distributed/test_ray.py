@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trt_vit.config import ClassifySettings, resolve
+from trt_vit.config import resolve
 from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.classify import classify_inputs
 from trt_vit.pipeline.journal import directory_of
+from trt_vit.settings import ClassifySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from trt_vit.cli import run
-from trt_vit.config import BuildSettings, ClassifySettings, resolve
+from trt_vit.config import resolve
+from trt_vit.settings import BuildSettings, ClassifySettings
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "examples" / "vit-cifar10"

@@ -7,11 +7,11 @@ import pytest
 
 from tests.support.checkpoints import random_checkpoint
 from trt_vit.checkpoint.load import to_onnx
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.progress import Quiet
 from trt_vit.runtime.tensorrt_family import Family, load_family, module_name
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,6 @@ import pytest
 from tests.engine.conftest import Listener
 from tests.quantize.graphs import quantized
 from trt_vit.checkpoint.load import to_onnx
-from trt_vit.config import BuildSettings
 from trt_vit.engine import verify
 from trt_vit.engine.build import build
 from trt_vit.engine.compare import Comparison
@@ -27,6 +26,7 @@ from trt_vit.quantize.search import Plan, Score
 from trt_vit.runtime.openvino import supports_bf16
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,6 @@ import pytest
 
 from tests.runtime.test_tensorrt_family import ComputeCapability
 from trt_vit.cli import run
-from trt_vit.config import BuildSettings
 from trt_vit.cuda import driver
 from trt_vit.cuda.driver import Gpu
 from trt_vit.engine import order as orders
@@ -15,6 +14,7 @@ from trt_vit.engine.order import take_order
 from trt_vit.errors import EnvironmentFault, TrtVitError, UsageError
 from trt_vit.runtime import registry
 from trt_vit.runtime.tensorrt_family import Family, FamilyName
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

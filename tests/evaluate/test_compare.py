@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from tests.support.checkpoints import random_checkpoint
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.progress import Quiet
@@ -17,6 +16,7 @@ from trt_vit.errors import InputError, UsageError
 from trt_vit.evaluate.compare import Difference, compare_bundles
 from trt_vit.evaluate.logits import load_engines, run_engines
 from trt_vit.images.source import list_images
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,11 +19,12 @@ from trt_vit.checkpoint.files import read_json_object
 from trt_vit.checkpoint.labels import labels_from_config, labels_from_file
 from trt_vit.checkpoint.preprocessing import read_preprocessing
 from trt_vit.checkpoint.source import Checkpoint
-from trt_vit.config import BuildSettings, ClassifySettings, resolve
+from trt_vit.config import resolve
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import TrtVitError
 from trt_vit.evaluate.labelled import find_labelled
 from trt_vit.reading import is_plain, parse_json
+from trt_vit.settings import BuildSettings, ClassifySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

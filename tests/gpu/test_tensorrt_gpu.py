@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
-from trt_vit.config import BuildSettings
 from trt_vit.cuda import driver
 from trt_vit.cuda.device import open_device
 from trt_vit.engine.build import build
@@ -21,6 +20,7 @@ from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime
 from trt_vit.runtime.protocol import EngineFiles, RuntimeOptions
 from trt_vit.runtime.tensorrt import ENGINE, TensorRtRuntime
 from trt_vit.runtime.tensorrt_family import FAMILIES, FamilyName, compute_capabilities, load_family, module_name
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

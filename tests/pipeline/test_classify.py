@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from tests.support.emulated_gpu import EmulatedDecoder, EmulatedRuntime
 from tests.support.recording_device import RecordingDevice
-from trt_vit.config import ClassifySettings
 from trt_vit.cuda import driver
 from trt_vit.cuda.driver import Gpu
 from trt_vit.errors import ArtifactError, OutOfDeviceMemory, UsageError
@@ -28,6 +27,7 @@ from trt_vit.pipeline import loading
 from trt_vit.pipeline.classify import classify_inputs, load_classifier
 from trt_vit.runtime.onnxruntime import OnnxRuntimeRuntime
 from trt_vit.runtime.protocol import RuntimeOptions
+from trt_vit.settings import ClassifySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

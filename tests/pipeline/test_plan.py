@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_vit.config import ClassifySettings, resolve
+from trt_vit.config import resolve
 from trt_vit.errors import UsageError
 from trt_vit.parts import Part
 from trt_vit.pipeline.plan import Plan, PlannedShard
+from trt_vit.settings import ClassifySettings
 from trt_vit.sources.shard import file_shards
 
 if TYPE_CHECKING:

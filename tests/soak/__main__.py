@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 from tests.soak.inputs import write_inputs
 from tests.soak.stand_in import VARIABLE, Faults
 from tests.support.checkpoints import random_checkpoint
-from trt_vit.config import BuildSettings
 from trt_vit.engine.build import build
 from trt_vit.engine.manifest import BatchProfile
 from trt_vit.engine.progress import Quiet
+from trt_vit.settings import BuildSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

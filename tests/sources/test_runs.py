@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.sources.archives import png, table_of, tar_of
-from trt_vit.config import ClassifySettings
 from trt_vit.outputs import RemoteOutput
 from trt_vit.pipeline.classify import classify_inputs
+from trt_vit.settings import ClassifySettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -66,11 +66,12 @@ def build_engine(
     Before it is left, the engine is compared with the fp32 model, or the graph it was built from where there is no GPU.
     """
     from trt_vit.cli.console import note, print_document
-    from trt_vit.config import BuildSettings, resolve_source
+    from trt_vit.config import resolve_source
     from trt_vit.engine.build import build
     from trt_vit.engine.describe import describe
     from trt_vit.engine.progress import report_build
     from trt_vit.errors import EXIT_FELL_SHORT
+    from trt_vit.settings import BuildSettings
 
     flags: dict[str, Any] = {
         "output": output,

@@ -8,9 +8,9 @@ import typer
 from trt_vit.cli.options import Bundle, Config, Json
 
 if TYPE_CHECKING:
-    from trt_vit.config import ClassifySettings
     from trt_vit.outputs import Output
     from trt_vit.pipeline.classify import Outcome
+    from trt_vit.settings import ClassifySettings
 
 
 def classify(
@@ -97,9 +97,10 @@ def classify(
     Every input gets one result row, in the order of the inputs.
     """
     from trt_vit.cli.console import note, print_document
-    from trt_vit.config import ClassifySettings, resolve
+    from trt_vit.config import resolve
     from trt_vit.errors import EXIT_FELL_SHORT
     from trt_vit.pipeline.classify import classify_inputs
+    from trt_vit.settings import ClassifySettings
 
     flags: dict[str, Any] = {
         "inputs": inputs or None,

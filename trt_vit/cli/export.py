@@ -22,7 +22,8 @@ def export(
     """
     from trt_vit.checkpoint.load import to_onnx
     from trt_vit.cli.console import note
-    from trt_vit.config import BuildSettings, resolve_source
+    from trt_vit.config import resolve_source
+    from trt_vit.settings import BuildSettings
 
     flags = {"revision": revision, "preprocessor": preprocessor, "labels": labels}
     settings = resolve_source(BuildSettings, source, flags, config=config)

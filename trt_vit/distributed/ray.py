@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from trt_vit.config import ClassifySettings
     from trt_vit.distributed.worker import Piece, Pixels
     from trt_vit.engine.bundle import Bundle
     from trt_vit.pipeline.journal import Journal
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from trt_vit.pipeline.run import Summary
     from trt_vit.pipeline.stages import Decoding
     from trt_vit.runtime.protocol import RuntimeOptions
+    from trt_vit.settings import ClassifySettings
     from trt_vit.sources.shard import Shard
 
 _CALLS = 2

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trt_vit.checkpoint.export import Export
-    from trt_vit.config import BuildSettings
     from trt_vit.engine.order import Order, TensorRtOrder
     from trt_vit.engine.progress import BuildProgress
     from trt_vit.quantize.calibration import CalibrationSet
     from trt_vit.quantize.plan import Quantization
+    from trt_vit.settings import BuildSettings
 
     Quantizer = Callable[[ir.Model], Quantization]
 

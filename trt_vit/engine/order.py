@@ -22,7 +22,7 @@ from trt_vit.runtime.tensorrt_family import (
 )
 
 if TYPE_CHECKING:
-    from trt_vit.config import BuildSettings
+    from trt_vit.settings import BuildSettings
 
 BUILT = Path("engines", "built")
 """Where bundles go that are given no place."""

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from trt_vit.config import ClassifySettings
     from trt_vit.images.preprocessing import Decode
     from trt_vit.outputs import Output
     from trt_vit.pipeline.progress import OnRows
     from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
+    from trt_vit.settings import ClassifySettings
     from trt_vit.sources.shard import Shard
 
 
