@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -19,15 +20,19 @@ import pytest
 from PIL import Image
 
 from trt_vit.config import resolve
+from trt_vit.distributed.ray import _portable
 from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.classify import classify_inputs
 from trt_vit.pipeline.journal import directory_of
 from trt_vit.settings import ClassifySettings
+from trt_vit.sources.files import RemoteFile
+from trt_vit.sources.shard import file_shards, remote_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trt_vit.engine.bundle import Bundle
+    from trt_vit.sources.shard import Shard
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs trt-vit[ray]")
 
@@ -138,7 +143,7 @@ def committed(output: Path) -> int:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("title", ["_Classify", "_decode"])
 def test_a_worker_that_is_killed_changes_no_row(
-    openvino_bundle: Bundle, many: Path, tmp_path: Path, title: str
+    openvino_bundle: Bundle, many: Path, tmp_path: Path, title: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = local(openvino_bundle, str(many), tmp_path / "local.jsonl")
     output = tmp_path / "ray.jsonl"
@@ -157,6 +162,7 @@ def test_a_worker_that_is_killed_changes_no_row(
     )
     killer.join()
     assert 3 <= killed[1] < 94  # it died in the middle
+    assert capsys.readouterr().out == ""  # what Ray has to say of it is no result
     assert output.read_bytes() == expected
     assert (outcome.images, outcome.failed) == (6000, 120)
     assert (outcome.summary.images, outcome.summary.failed) == (6000, 120)
@@ -213,6 +219,15 @@ def test_an_address_without_a_cluster(openvino_bundle: Bundle, mixed: str) -> No
     assert last.endswith(
         "(check --ray-address and RAY_ADDRESS, that the cluster is up, and that RAY_AUTH_TOKEN is its token)"
     )
+
+
+def test_a_shard_travels_without_the_files_of_others() -> None:
+    paths = [f"{number:0100}" for number in range(1000)]
+    shards: list[Shard] = [*file_shards(paths, 10), *remote_shards([RemoteFile(f"s3://{path}") for path in paths], 10)]
+    for shard in shards:
+        carried = pickle.loads(pickle.dumps(_portable(shard)))  # noqa: S301 - written here
+        assert list(carried.items()) == list(shard.items())
+        assert len(pickle.dumps(carried)) < 10 * 300
 
 
 @pytest.mark.parametrize(

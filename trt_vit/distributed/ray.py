@@ -14,9 +14,10 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from trt_vit.errors import EnvironmentFault, UsageError
 from trt_vit.pipeline.classify import decoding_of
 from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.tensorrt_family import FAMILIES
-from trt_vit.sources.shard import FileShard
+from trt_vit.sources.shard import FileShard, RemoteShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,7 +99,8 @@ def classify_pending(
     Raises:
         TrtVitError: What a worker has met, or what Ray has.
     """
-    with _connected(settings.ray_address), _ray_errors():
+    # On standard output Ray tells of workers that died.
+    with redirect_stdout(sys.stderr), _connected(settings.ray_address), _ray_errors():
         started = time.perf_counter()
         gatherer = Gatherer(journal)
         stages = _stages(bundle, settings, shards, journal, options)
@@ -226,9 +228,11 @@ def _survey(bundle: Bundle, nodes: Sequence[Any], shard: Shard, digest: str) -> 
 
 
 def _portable(shard: Shard) -> Shard:
-    """Return a shard that does not bring the paths of all others along."""
+    """Return a shard that does not bring the files of all others along."""
     if isinstance(shard, FileShard):
         return FileShard(tuple(shard.paths[shard.first : shard.first + shard.images]), 0, shard.images)
+    if isinstance(shard, RemoteShard):
+        return RemoteShard(tuple(shard.files[shard.first : shard.first + shard.images]), 0, shard.images)
     return shard
 
 
