@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_checkpoint(directory: Path) -> Path:
-    """Write a ViT-B/16 with seeded random weights in the Hugging Face layout."""
+def write_checkpoint(directory: Path, **others: Any) -> Path:
+    """Write a ViT-B/16 with seeded random weights in the Hugging Face layout.
+
+    Args:
+        directory: Where to.
+        others: What a smaller one has in place of ViT-B/16's dimensions, as ``ViTConfig`` takes it.
+    """
     torch.manual_seed(0)
-    config = ViTConfig(id2label={index: f"class {index}" for index in range(1000)})
+    config = ViTConfig(id2label={index: f"class {index}" for index in range(1000)}, **others)
     ViTForImageClassification(config).save_pretrained(directory)
     ViTImageProcessorPil().save_pretrained(directory)
     return directory
