@@ -40,13 +40,17 @@ def exit_code(code: int) -> int:
 
 
 def install() -> None:
-    """Handle both signals, from here on, as described above. Call it once, in the main thread."""
+    """Handle both signals, from here on, as described above. Call it once, in the main thread.
+
+    What is ignored when the command starts stays so: a shell's jobs in the background are started that way.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_keep_time, args=[reader], name="interrupts", daemon=True).start()
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number, handler in ((signal.SIGINT, _interrupt), (signal.SIGTERM, _terminate)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _keep_time(signals: int) -> None:

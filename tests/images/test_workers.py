@@ -337,10 +337,9 @@ class TestEnd:
     def test_no_worker_outlives_the_caller(self, end: signal.Signals, command: str) -> None:
         """Whether its decoder hangs in native code or in Python, or it waits for an image."""
         script = f"""
-            import signal, threading
+            import threading
             from trt_vit.images.limits import DecodeLimits
             from trt_vit.images.workers import DecodeWorkers
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
             workers = DecodeWorkers(3, DecodeLimits(), 2**28, target={TARGET!r})
             for _ in range(2):
                 threading.Thread(target=workers.decode, args=({command!r}.encode(),), daemon=True).start()

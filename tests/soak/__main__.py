@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=None, help="a random one where it is not given")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a job in the background, and its children
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
     counts = Counter(dict.fromkeys(WRONG, 0))
