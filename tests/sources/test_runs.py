@@ -318,8 +318,8 @@ def test_a_bucket_that_is_not_there_and_one_that_is_closed(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     done = run(command(onnxruntime_bundle, ["s3://bucket/a.png"], "rows.csv"))
-    assert done.returncode == 1
-    assert "cannot list 's3://bucket/a.png': " in done.stderr
+    assert done.returncode == 4
+    assert "cannot list 's3://bucket/a.png': the server cannot be reached: " in done.stderr
 
 
 def test_large_outputs_are_sent_in_parts_and_complete_at_the_end(bucket: Bucket) -> None:

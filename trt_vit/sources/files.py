@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from trt_vit.errors import EnvironmentFault, ImageError
 from trt_vit.images.decode import check_file_size, open_regular
 from trt_vit.sources import remote
+from trt_vit.sources.faults import RemoteError, RemoteMissingError, RemoteOutageError
 from trt_vit.sources.urls import public_url
 
 if TYPE_CHECKING:
@@ -126,11 +127,17 @@ class RemoteFile:
         return public_url(self.url)
 
     def read(self, limits: DecodeLimits) -> bytes:
-        """See ``Item.read``."""
+        """See ``Item.read``.
+
+        Raises:
+            ImageError: It cannot be read.
+            EnvironmentFault: Its server fails.
+        """
         check_file_size(self.length or 0, limits)
         try:
             data = remote.read_whole(self.url, self.length, limits.file_bytes)
         except OSError as error:
+            refuse_outage(self, error)
             raise ImageError(f"cannot read the file: {error}") from error
         if len(data) > limits.file_bytes:
             raise ImageError(f"file has more bytes than the limit of {limits.file_bytes}")
@@ -157,6 +164,19 @@ class RemoteFile:
         return not isinstance(output, Path) and output.name == self.name
 
 
+def refuse_outage(file: File, error: OSError) -> None:
+    """End the run where a server fails, or the way to it: nothing is known of the file then, and a row would stay.
+
+    What says something about that one file, such as that it is not there or may not be read, stays as it is: that is an
+    error row. So does what a disk says.
+
+    Raises:
+        EnvironmentFault: It is such an error.
+    """
+    if isinstance(error, RemoteOutageError):
+        raise _unreadable(file, error) from error
+
+
 def refuse_to_guess(file: File, error: OSError) -> None:
     """End the run where a connection breaks in a file of many images, of whose others nothing is known.
 
@@ -166,9 +186,13 @@ def refuse_to_guess(file: File, error: OSError) -> None:
     Raises:
         EnvironmentFault: It is such an error.
     """
-    if isinstance(error, remote.RemoteError) and not isinstance(error, remote.RemoteMissingError):
-        message = f"cannot read {file.name}: {reason_of(error)}"
-        raise EnvironmentFault(message, hint="run the command again: it goes on where it ended") from error
+    if isinstance(error, RemoteError) and not isinstance(error, RemoteMissingError):
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: File, error: OSError) -> EnvironmentFault:
+    message = f"cannot read {file.name}: {reason_of(error)}"
+    return EnvironmentFault(message, hint="run the command again: it goes on where it ended")
 
 
 def reason_of(error: OSError) -> str:

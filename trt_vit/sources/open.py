@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trt_vit.errors import ImageError, InputError, UsageError
 from trt_vit.images.limits import NO_FURTHER_LIMITS
 from trt_vit.images.source import expand, is_image, is_list, key_of, lines_of, no_image_in
-from trt_vit.sources.files import File, LocalFile, RemoteFile, reason_of
+from trt_vit.sources.files import File, LocalFile, RemoteFile, reason_of, refuse_outage
 from trt_vit.sources.listing import list_url, look_up
 from trt_vit.sources.parquet import Cursor, open_table, parquet_shards
 from trt_vit.sources.shard import BrokenShard, file_shards, remote_shards
@@ -44,7 +44,7 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     Raises:
         UsageError: An input names nothing.
         InputError: An input holds no image, or cannot be listed or read.
-        EnvironmentFault: A package for a URL is missing.
+        EnvironmentFault: A package for a URL is missing, or its server cannot be reached or fails.
     """
     if inputs.count(STANDARD_INPUT) > 1:
         raise UsageError(f"{STANDARD_INPUT} is named twice", hint="standard input can be read once")
@@ -153,4 +153,5 @@ def _parquet(file: File, cursor: Cursor, size: int) -> Sequence[Shard]:
     except ImageError as error:
         return [BrokenShard(file, str(error))]
     except OSError as error:
+        refuse_outage(file, error)
         return [BrokenShard(file, f"cannot read the file: {reason_of(error)}")]

@@ -109,6 +109,7 @@ class _CellItem:
         try:
             cell = next(self.table.read(self.number), _Cell(None, None))
         except OSError as error:
+            refuse_to_guess(self.table.file, error)
             raise ImageError(f"cannot read the file: {reason_of(error)}") from error
         if cell.data is None:
             raise ImageError("no image in this row")
