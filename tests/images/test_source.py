@@ -159,3 +159,4 @@ def test_what_counts_behind_a_glob_may_be_more_than_images() -> None:
 def test_lines_end_in_what_the_list_is_separated_by() -> None:
     assert list(lines_of(b"a b\nc\0d\r\n")) == ["a b", "c\0d"]
     assert list(lines_of(b"a\nb\0\0c", b"\0")) == ["a\nb", "c"]
+    assert list(lines_of(b"\xef\xbb\xbfa\r\0 \0\r\n\0\xff", b"\0")) == ["\ufeffa\r", " ", "\r\n", "\udcff"]

@@ -93,12 +93,15 @@ def is_list(name: str) -> bool:
 def lines_of(data: bytes, separator: bytes = b"\n") -> Iterator[str]:
     """The paths in a list, one a line.
 
-    Lines may end as on Windows; bytes that are not UTF-8 stay what they are in the file's name.
+    Lines may end as on Windows, be blank, and begin with a mark of UTF-8; bytes that are not UTF-8 stay what they are
+    in the file's name. NUL bytes separate names of any other bytes, which are taken as they are.
     """
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(separator):
-        path = line.removesuffix(b"\r")
-        if path.strip():
-            yield path.decode("utf-8", "surrogateescape")
+    if separator != b"\0":
+        lines = (line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(separator))
+        names = [line for line in lines if line.strip()]
+    else:
+        names = [name for name in data.split(separator) if name]
+    return (name.decode("utf-8", "surrogateescape") for name in names)
 
 
 def _read_list(name: str) -> Iterator[str]:

@@ -14,6 +14,8 @@ from trt_vit.sources.faults import RemoteError, RemoteMissingError, RemoteOutage
 from trt_vit.sources.urls import public_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trt_vit.images.limits import DecodeLimits
     from trt_vit.outputs import Output
 
@@ -96,9 +98,7 @@ class LocalFile:
 
     def is_output(self, output: Output) -> bool:
         """See ``File.is_output``."""
-        if not isinstance(output, Path) or not self.name.endswith(output.suffix):
-            return False
-        return output.exists() and Path(self.name).exists() and output.samefile(self.name)
+        return replaces_any(output, (self.name,))
 
     def _open(self) -> int:
         try:
@@ -162,6 +162,23 @@ class RemoteFile:
     def is_output(self, output: Output) -> bool:
         """See ``File.is_output``."""
         return not isinstance(output, Path) and output.name == self.name
+
+
+def replaces_any(output: Output, paths: Iterable[str]) -> bool:
+    """Tell whether an output that is there is one of these files, whatever it is called: it may be a link.
+
+    A million paths are asked about, so the output is only once, and each of them takes one call.
+    """
+    place = _identity(str(output)) if isinstance(output, Path) else None
+    return place is not None and any(_identity(path) == place for path in paths)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as above
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def refuse_outage(file: File, error: OSError) -> None:

@@ -31,7 +31,7 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     An input is one of:
 
     - a file, directory, list or glob, as ``list_images`` takes them; a list may also hold URLs;
-    - ``-``: a list on standard input, separated by NUL bytes if it holds any;
+    - ``-``: a list on standard input, separated by NUL bytes if it holds any: then names may hold anything else;
     - a URL: a file, a list, a directory or a glob. Which protocols there are is up to fsspec;
     - a tar archive (.tar) or Parquet file (.parquet) of images, named, listed or found by a glob that ends so.
 
@@ -75,6 +75,8 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
 def _expand(name: str) -> Iterable[str | RemoteFile]:
     """Give what one input names, in its order: paths, and files behind URLs."""
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise UsageError("cannot read a list: standard input is closed", hint=f"give one, or leave out {name}")
         data = sys.stdin.buffer.read()
         return map(_listed, lines_of(data, b"\0" if b"\0" in data else b"\n"))
     name = _local(name)
