@@ -35,6 +35,9 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     - a URL: a file, a list, a directory or a glob. Which protocols there are is up to fsspec;
     - a tar archive (.tar) or Parquet file (.parquet) of images, named, listed or found by a glob that ends so.
 
+    A glob finds neither the output of a run nor what its journal holds, so that a run may be started again whose output
+    lies among its inputs; see ``list_images``.
+
     Shards are in the order of the inputs. What is named twice is taken once, as in ``list_images``.
 
     Args:
