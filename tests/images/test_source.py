@@ -108,6 +108,40 @@ def test_globs() -> None:
     assert list_images([f"{Path.cwd()}/**/y.*"]) == [f"{Path.cwd()}/x/y.jpg"]
 
 
+def everything(_path: str) -> bool:
+    return True
+
+
+def test_what_runs_have_written_is_not_searched_for() -> None:
+    make("d/a.parquet", "d/out/rows.parquet", "d/out/b.jpg", "d/.b.jpg.journal/plan.json", "d/b.jpg")
+    make("d/out/.rows.parquet.journal/plan.json", "d/out/.rows.parquet.journal/00000000.parquet")
+    make("d/out/.rows.parquet.journal/c.jpg")
+    assert list(expand("d/**/*.parquet", everything)) == ["d/a.parquet"]
+    assert list(expand("d/**", everything)) == ["d/a.parquet", "d/b.jpg", "d/out/b.jpg"]
+    assert list(expand("d/out/*", everything)) == ["d/out/b.jpg"]
+    assert list(expand("d/*/*/*", everything)) == []
+    assert list(expand("d/out/.*/*.parquet", everything)) == []
+    assert list(expand("**/*.parquet", everything)) == ["d/a.parquet"]
+    assert list_images(["d"]) == ["d/b.jpg", "d/out/b.jpg"]
+    # Named, they are taken.
+    assert list(expand("d/out/rows.parquet", everything)) == ["d/out/rows.parquet"]
+    journal = "d/out/.rows.parquet.journal"
+    assert list(expand(f"{journal}/*.parquet", everything)) == [f"{journal}/00000000.parquet"]
+    assert list(expand(f"{journal}/**", everything)) == [
+        *(f"{journal}/00000000.parquet", f"{journal}/c.jpg", f"{journal}/plan.json")
+    ]
+    assert list_images([journal]) == [f"{journal}/c.jpg"]
+
+
+def test_what_is_only_called_like_a_journal_is_searched() -> None:
+    make("d/.a.journal/b.jpg", "d/a.journal/b.jpg", "d/a.journal/plan.json", "d/a", "d/.journal/c.jpg")
+    below = ["d/.a.journal/b.jpg", "d/.journal/c.jpg", "d/a.journal/b.jpg"]
+    assert list_images(["d"]) == below
+    assert list_images(["d/**/*.jpg"]) == below
+    assert list_images(["d/*/*.jpg"]) == below
+    assert list(expand("d/*", everything)) == ["d/a"]
+
+
 def test_a_name_without_anything_behind_it_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no such file or directory: 'mis\\\\nspelt'") as caught:
         list_images(["mis\nspelt"])
@@ -159,3 +193,4 @@ def test_what_counts_behind_a_glob_may_be_more_than_images() -> None:
 def test_lines_end_in_what_the_list_is_separated_by() -> None:
     assert list(lines_of(b"a b\nc\0d\r\n")) == ["a b", "c\0d"]
     assert list(lines_of(b"a\nb\0\0c", b"\0")) == ["a\nb", "c"]
+    assert list(lines_of(b"\xef\xbb\xbfa\r\0 \0\r\n\0\xff", b"\0")) == ["\ufeffa\r", " ", "\r\n", "\udcff"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
 import time
@@ -100,13 +101,22 @@ def test_a_list_holds_paths_urls_and_archives(memory: Any) -> None:
     ("data", "expected"),
     [
         (b"a.jpg\nb c.jpg\r\n\nmemory://r/a.jpg\n", ["a.jpg", "b c.jpg", "memory://r/a.jpg"]),
-        (b"a.jpg\0new\nline.jpg\0 \0c.jpg", ["a.jpg", "new\nline.jpg", "c.jpg"]),
+        (b"a.jpg\0new\nline.jpg\0\0c.jpg", ["a.jpg", "new\nline.jpg", "c.jpg"]),
+        (b"a.jpg\r\0 .jpg\0 \0\r\0", ["a.jpg\r", " .jpg", " ", "\r"]),
+        (b"\xef\xbb\xbfa.jpg\n", ["a.jpg"]),
+        (b"\xef\xbb\xbfa.jpg\0", ["\ufeffa.jpg"]),
         (b"\xff.jpg", ["\udcff.jpg"]),
     ],
 )
 def test_standard_input_is_a_list(monkeypatch: pytest.MonkeyPatch, data: bytes, expected: list[str]) -> None:
     say(monkeypatch, data)
     assert names_of("-") == expected
+
+
+def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        open_shards(["-"], 9)
 
 
 def test_standard_input_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +235,27 @@ def test_an_output_is_told_from_the_inputs(memory: Any) -> None:
     (local,) = open_shards(["x.csv"], 9)
     assert local.holds(Path("x.csv"))
     assert not local.holds(RemoteOutput("memory://x.csv"))
+
+
+def test_an_output_that_links_to_an_input_is_that_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("img.dat", "other.jpg", "x.csv")
+    Path("res.csv").symlink_to("img.dat")
+    Path("hard.csv").hardlink_to("img.dat")
+    (shard,) = open_shards(["other.jpg", "img.dat"], 9)
+    assert shard.holds(Path("res.csv"))
+    assert shard.holds(Path("hard.csv"))
+    asked: list[str] = []
+    stat = os.stat
+
+    def counted(path: str) -> os.stat_result:
+        asked.append(path)
+        return stat(path)
+
+    monkeypatch.setattr(os, "stat", counted)
+    assert not shard.holds(Path("x.csv"))
+    assert asked == ["x.csv", "other.jpg", "img.dat"]
+    assert not shard.holds(Path("none.csv"))
+    assert asked[3:] == ["none.csv"]
 
 
 def test_shards_say_what_they_are(memory: Any) -> None:

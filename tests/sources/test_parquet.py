@@ -85,6 +85,25 @@ def test_the_only_column_of_bytes_is_taken(place: Callable[[bytes], File], kind:
     assert rows == [(f"::{number}", image) for number, image in enumerate(IMAGES)]
 
 
+ENCODED = pa.dictionary(pa.int32(), pa.binary())
+
+
+@pytest.mark.parametrize("name", ["image", "jpg"])
+def test_bytes_of_a_dictionary_and_of_a_fixed_size_are_taken(place: Callable[[bytes], File], name: str) -> None:
+    encoded = pa.array([*IMAGES, None, IMAGES[0]]).dictionary_encode()
+    rows = read(place(table_of(encoded, ENCODED, name, row_group_size=5)), 4)
+    assert [row for _, row in rows] == [*IMAGES, "no image in this row", IMAGES[0]]
+    alike = [image[:50] for image in IMAGES]
+    assert [row for _, row in read(place(table_of(alike, pa.binary(50), name)))] == alike
+    column = pa.StructArray.from_arrays([encoded.slice(0, 2), pa.array(["a", None])], ["bytes", "path"])
+    assert read(place(table_of(column, column.type, name))) == [("::0::a", IMAGES[0]), ("::1", IMAGES[1])]
+
+
+def test_a_digest_beside_the_images_is_none(place: Callable[[bytes], File]) -> None:
+    digests = pa.array([b"d" * 32] * len(IMAGES), pa.binary(32))
+    assert [row for _, row in read(place(table_of(IMAGES, pa.binary(), "jpg", sha256=digests)))] == IMAGES
+
+
 def test_image_is_taken_among_several(place: Callable[[bytes], File]) -> None:
     file = place(table_of(hugging_face(IMAGES[:1]), mask=pa.array([b"mask"]), image2=pa.array([b"x"])))
     assert read(file) == [("::0::0.png", IMAGES[0])]
@@ -94,6 +113,10 @@ def test_image_is_taken_among_several(place: Callable[[bytes], File]) -> None:
     ("columns", "said"),
     [
         ({"a": pa.array([b"1"]), "b": pa.array([b"2"])}, "several columns may hold images: a (binary), b (binary)"),
+        (
+            {"a": pa.array([b"1"], pa.binary(1)), "b": pa.array([b"2"], pa.binary(1))},
+            "several columns may hold images: a (fixed_size_binary[1]), b (fixed_size_binary[1])",
+        ),
         ({"a": [1], "image": ["path"]}, "no column holds images: a (int64), image (string)"),
         ({}, "no column holds images: "),
         ({"image": pa.array([{"bytes": "x"}])}, "no column holds images: image (struct<bytes: string>)"),

@@ -2,98 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import io
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.sources.archives import png, rows_of, table_of, tar_of
-from trt_vit.errors import ImageError, InputError, UsageError
+from trt_vit.errors import EnvironmentFault, ImageError, InputError, UsageError
 from trt_vit.images.limits import NO_FURTHER_LIMITS, DecodeLimits
-from trt_vit.sources import remote
+from trt_vit.sources import faults, remote
 from trt_vit.sources.files import RemoteFile
 from trt_vit.sources.open import open_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.sources.pages import Pages
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec")
-
-
-class Pages:
-    """What a web server has, and what it was asked for."""
-
-    def __init__(self) -> None:
-        self.content: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str]] = []
-        self.ranges = True
-        self.address = ""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, pages: Pages, *arguments: Any) -> None:
-        self.pages = pages
-        super().__init__(*arguments)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.pages.asked.append((self.command, self.path))
-        if path.startswith("/closed"):
-            self.answer(403, b"closed")
-        elif path == "/endless.jpg":
-            self.send_response(200)
-            self.send_header("Connection", "close")
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                while self.command == "GET":
-                    self.wfile.write(bytes(1 << 16))
-        elif path not in self.pages.content:
-            self.answer(404, b"none")
-        else:
-            self.answer(200, self.pages.content[path])
-
-    def answer(self, status: int, data: bytes) -> None:
-        span = self.headers.get("Range", "").removeprefix("bytes=")
-        if span and status == 200 and self.pages.ranges:
-            first, last = span.split("-")
-            data, status = data[int(first) : int(last) + 1], 206
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Content-Type", "text/html" if data.startswith(b"<") else "image/png")
-        self.send_header("ETag", f'"{hash(data)}"')
-        if not self.pages.ranges:
-            self.send_header("Accept-Ranges", "none")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-
-@pytest.fixture
-def pages() -> Iterator[Pages]:
-    pytest.importorskip("aiohttp", reason="needs aiohttp")
-    found = Pages()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, found))
-    server.daemon_threads = True
-    found.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=[0.02])
-    thread.start()
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_images_archives_and_lists_of_the_web(pages: Pages, tmp_path: Any) -> None:
@@ -172,9 +97,9 @@ def test_errors_of_a_listing_tell_no_secret(pages: Pages) -> None:
         f"{user}/none.png?{SIGNED}": f"no such file or directory: '{at}/none.png?id=7'",
         f"{user}/empty/?{SIGNED}": f"no image in '{at}/empty/?id=7'",
         f"{user}/closed/?{SIGNED}": f"cannot list '{at}/closed/?id=7': HTTP 403 Forbidden",
-        "http://u:word@127.0.0.1:1/d/": "cannot list 'http://127.0.0.1:1/d/': Connect call failed",
+        "http://u:word@127.0.0.1:1/d/": "cannot list 'http://127.0.0.1:1/d/': the server cannot be reached: ",
     }.items():
-        with pytest.raises((UsageError, InputError)) as caught:
+        with pytest.raises((UsageError, InputError, EnvironmentFault)) as caught:
             open_shards([url], 9)
         assert caught.value.message.startswith(said)
         assert [secret for secret in ("word", "AKIA", "0f0f") if secret in str(caught.value)] == []
@@ -221,7 +146,7 @@ class OddError(Exception):
     ],
 )
 def test_whatever_a_file_system_raises_becomes_one_line(error: Exception, said: str) -> None:
-    with pytest.raises(remote.RemoteError) as caught, remote.failures():
+    with pytest.raises(faults.RemoteError) as caught, faults.failures():
         raise error
     assert str(caught.value) == said
 

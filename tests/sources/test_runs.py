@@ -126,6 +126,29 @@ def test_a_run_over_archives_that_was_killed_is_resumed(
     check(documents((local / "rows.jsonl").read_bytes()), expected)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "output"), [("pq/**/*.parquet", "pq/out/rows.parquet"), ("pq/*.parquet", "pq/rows.parquet")]
+)
+def test_a_run_whose_output_lies_among_its_inputs_is_resumed(
+    onnxruntime_bundle: Bundle, local: Path, pattern: str, output: str
+) -> None:
+    (local / "pq").mkdir()
+    (local / "t.parquet").rename(local / "pq/t.parquet")
+    arguments = command(onnxruntime_bundle, [pattern], output)
+    assert run(arguments, 1).returncode == -9
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    assert "resuming: 5 images are done already" in done.stderr
+    written = (local / output).read_bytes()
+    assert pq.read_table(io.BytesIO(written)).column("path").to_pylist() == [
+        f"pq/{name}" for name in NAMES if name.startswith("t.parquet")
+    ]
+    again = run(arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"{output} was written before" in again.stderr
+    assert (local / output).read_bytes() == written
+
+
 @pytest.mark.parametrize("name", ["a.tar", "b.tar", "t.parquet"])
 def test_an_archive_that_changed_meanwhile_is_refused(onnxruntime_bundle: Bundle, local: Path, name: str) -> None:
     arguments = command(onnxruntime_bundle, INPUTS, "rows.jsonl")
@@ -318,8 +341,8 @@ def test_a_bucket_that_is_not_there_and_one_that_is_closed(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     done = run(command(onnxruntime_bundle, ["s3://bucket/a.png"], "rows.csv"))
-    assert done.returncode == 1
-    assert "cannot list 's3://bucket/a.png': " in done.stderr
+    assert done.returncode == 4
+    assert "cannot list 's3://bucket/a.png': the server cannot be reached: " in done.stderr
 
 
 def test_large_outputs_are_sent_in_parts_and_complete_at_the_end(bucket: Bucket) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.sources.archives import png, rows_of, tar_of
 from trt_vit.errors import EnvironmentFault, ImageError
 from trt_vit.images.limits import NO_FURTHER_LIMITS
-from trt_vit.sources import remote, tar_shard
+from trt_vit.sources import faults, remote, tar_shard
 from trt_vit.sources.files import File, LocalFile, RemoteFile
 from trt_vit.sources.tar import BLOCK, MAX_EXTENSION, TarError, TarReader
 from trt_vit.sources.tar_shard import TarShard
@@ -258,7 +258,7 @@ def test_a_connection_that_breaks_ends_the_run(monkeypatch: pytest.MonkeyPatch) 
     class Breaking(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() >= 1024:
-                raise remote.RemoteError("timed out")
+                raise faults.RemoteError("timed out")
             return super().read(size)
 
     monkeypatch.setattr(remote, "open_reading", lambda url: Breaking(WHOLE))

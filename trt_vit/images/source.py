@@ -1,6 +1,6 @@
 """From what the user names to the list of image paths, one row each, in an order that is the same on every machine."""
 
-# ruff: noqa: PTH112, PTH116, PTH118, PTH206, PTH207
+# ruff: noqa: PTH112, PTH113, PTH116, PTH118, PTH206, PTH207
 # A million paths are cheap as strings, and Path would lose how a path is spelled ("./x", "a//b").
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"))
 """What an image in a directory or behind a glob is recognised by, in any case; decoding looks only at the content."""
 
+_JOURNAL = ".journal"
+_PLAN = "plan.json"
+"""A run keeps its rows in ``.NAME.journal`` beside the output NAME, with its plan."""
+
 _HINT = f"directories and globs are searched for {' '.join(sorted(SUFFIXES))}"
 
 
@@ -34,6 +38,9 @@ def list_images(inputs: Sequence[str]) -> list[str]:
     - any other file, whatever its suffix;
     - a glob (``*``, ``?``, ``[...]``, and ``**`` for any number of directories), if nothing has that very name. It
       finds what a search of a directory finds, sorted by path.
+
+    What runs have written is not searched for: no search looks into a run's journal (``.NAME.journal`` with a plan in
+    it), and no glob finds a file that has one beside it. Named, or listed, they are taken.
 
     Two spellings of a path are the same if ``os.path.normpath`` says so; the first is kept.
 
@@ -81,8 +88,26 @@ def expand(name: str, wanted: Callable[[str], bool]) -> Iterable[str]:
     if os.path.lexists(name):
         return _read_list(name) if is_list(name) else (name,)
     if glob.has_magic(name):
-        return sorted({path for path in _glob(name) if wanted(path)}, key=lambda path: path.split(os.sep))
+        found = {path for path in _glob(name) if wanted(path) and not _is_of_a_run(path, name)}
+        return sorted(found, key=lambda path: path.split(os.sep))
     raise UsageError(f"no such file or directory: {name!r}", hint="check the spelling and the working directory")
+
+
+def _is_of_a_run(path: str, pattern: str) -> bool:
+    """Whether what a glob has found is the output of a run, or lies in a journal that the glob does not name."""
+    above, _, name = path.rpartition(os.sep)
+    if not is_image(name) and _is_journal(os.path.join(above, f".{name}{_JOURNAL}")):  # no output is called like one
+        return True
+    if _JOURNAL + os.sep not in path:
+        return False
+    parts, named = above.split(os.sep), pattern.split(os.sep)
+    below = [os.sep.join(parts[: at + 1]) for at, part in enumerate(parts) if part not in named]
+    return any(_is_journal(directory) for directory in below)
+
+
+def _is_journal(path: str) -> bool:
+    name = path.rpartition(os.sep)[2]
+    return name.startswith(".") and name.endswith(_JOURNAL) and os.path.isfile(os.path.join(path, _PLAN))
 
 
 def is_list(name: str) -> bool:
@@ -93,12 +118,15 @@ def is_list(name: str) -> bool:
 def lines_of(data: bytes, separator: bytes = b"\n") -> Iterator[str]:
     """The paths in a list, one a line.
 
-    Lines may end as on Windows; bytes that are not UTF-8 stay what they are in the file's name.
+    Lines may end as on Windows, be blank, and begin with a mark of UTF-8; bytes that are not UTF-8 stay what they are
+    in the file's name. NUL bytes separate names of any other bytes, which are taken as they are.
     """
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(separator):
-        path = line.removesuffix(b"\r")
-        if path.strip():
-            yield path.decode("utf-8", "surrogateescape")
+    if separator != b"\0":
+        lines = (line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(separator))
+        names = [line for line in lines if line.strip()]
+    else:
+        names = [name for name in data.split(separator) if name]
+    return (name.decode("utf-8", "surrogateescape") for name in names)
 
 
 def _read_list(name: str) -> Iterator[str]:
@@ -143,7 +171,7 @@ def _list_directory(path: str) -> Iterator[tuple[str, bool]]:
     try:
         with os.scandir(path) as entries:
             kinds = ((entry.name, _is_directory(entry)) for entry in entries)
-            names = [found for found in kinds if _is_wanted(*found)]
+            names = [found for found in kinds if _is_wanted(path, *found)]
     except OSError as error:
         raise _unlistable(path, error) from error
     names.sort()
@@ -155,8 +183,10 @@ def _unlistable(path: str, error: OSError) -> InputError:
     return InputError(f"cannot list the directory {path!r}: {error.strerror}", hint="check its permissions")
 
 
-def _is_wanted(name: str, is_directory: bool) -> bool:  # noqa: FBT001 - it comes with the name
-    return name != "__MACOSX" if is_directory else _is_image_name(name)
+def _is_wanted(above: str, name: str, is_directory: bool) -> bool:  # noqa: FBT001 - it comes with the name
+    if is_directory:
+        return name != "__MACOSX" and not (name.endswith(_JOURNAL) and _is_journal(os.path.join(above, name)))
+    return _is_image_name(name)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

@@ -10,9 +10,12 @@ from typing import IO, TYPE_CHECKING, Protocol
 from trt_vit.errors import EnvironmentFault, ImageError
 from trt_vit.images.decode import check_file_size, open_regular
 from trt_vit.sources import remote
+from trt_vit.sources.faults import RemoteError, RemoteMissingError, RemoteOutageError
 from trt_vit.sources.urls import public_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trt_vit.images.limits import DecodeLimits
     from trt_vit.outputs import Output
 
@@ -95,9 +98,7 @@ class LocalFile:
 
     def is_output(self, output: Output) -> bool:
         """See ``File.is_output``."""
-        if not isinstance(output, Path) or not self.name.endswith(output.suffix):
-            return False
-        return output.exists() and Path(self.name).exists() and output.samefile(self.name)
+        return replaces_any(output, (self.name,))
 
     def _open(self) -> int:
         try:
@@ -126,11 +127,17 @@ class RemoteFile:
         return public_url(self.url)
 
     def read(self, limits: DecodeLimits) -> bytes:
-        """See ``Item.read``."""
+        """See ``Item.read``.
+
+        Raises:
+            ImageError: It cannot be read.
+            EnvironmentFault: Its server fails.
+        """
         check_file_size(self.length or 0, limits)
         try:
             data = remote.read_whole(self.url, self.length, limits.file_bytes)
         except OSError as error:
+            refuse_outage(self, error)
             raise ImageError(f"cannot read the file: {error}") from error
         if len(data) > limits.file_bytes:
             raise ImageError(f"file has more bytes than the limit of {limits.file_bytes}")
@@ -157,6 +164,36 @@ class RemoteFile:
         return not isinstance(output, Path) and output.name == self.name
 
 
+def replaces_any(output: Output, paths: Iterable[str]) -> bool:
+    """Tell whether an output that is there is one of these files, whatever it is called: it may be a link.
+
+    A million paths are asked about, so the output is only once, and each of them takes one call.
+    """
+    place = _identity(str(output)) if isinstance(output, Path) else None
+    return place is not None and any(_identity(path) == place for path in paths)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as above
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def refuse_outage(file: File, error: OSError) -> None:
+    """End the run where a server fails, or the way to it: nothing is known of the file then, and a row would stay.
+
+    What says something about that one file, such as that it is not there or may not be read, stays as it is: that is an
+    error row. So does what a disk says.
+
+    Raises:
+        EnvironmentFault: It is such an error.
+    """
+    if isinstance(error, RemoteOutageError):
+        raise _unreadable(file, error) from error
+
+
 def refuse_to_guess(file: File, error: OSError) -> None:
     """End the run where a connection breaks in a file of many images, of whose others nothing is known.
 
@@ -166,9 +203,13 @@ def refuse_to_guess(file: File, error: OSError) -> None:
     Raises:
         EnvironmentFault: It is such an error.
     """
-    if isinstance(error, remote.RemoteError) and not isinstance(error, remote.RemoteMissingError):
-        message = f"cannot read {file.name}: {reason_of(error)}"
-        raise EnvironmentFault(message, hint="run the command again: it goes on where it ended") from error
+    if isinstance(error, RemoteError) and not isinstance(error, RemoteMissingError):
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: File, error: OSError) -> EnvironmentFault:
+    message = f"cannot read {file.name}: {reason_of(error)}"
+    return EnvironmentFault(message, hint="run the command again: it goes on where it ended")
 
 
 def reason_of(error: OSError) -> str:

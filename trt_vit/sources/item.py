@@ -30,6 +30,7 @@ class Item(Protocol):
 
         Raises:
             ImageError: It cannot be read, which costs its own row.
+            EnvironmentFault: What it lies on fails, which says nothing about it.
         """
         ...
 

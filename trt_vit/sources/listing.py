@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.errors import InputError, UsageError
+from trt_vit.errors import EnvironmentFault, InputError, UsageError
 from trt_vit.images.source import is_image
 from trt_vit.sources import remote
-from trt_vit.sources.files import RemoteFile
+from trt_vit.sources.faults import RemoteError, RemoteMissingError, RemoteOutageError, failures, patiently
+from trt_vit.sources.files import RemoteFile, refuse_outage
 from trt_vit.sources.urls import is_web, path_of, public_url
 
 if TYPE_CHECKING:
@@ -30,18 +31,17 @@ def list_url(url: str, wanted: Callable[[str], bool]) -> list[RemoteFile]:
     Raises:
         UsageError: It names nothing, or its scheme is unknown.
         InputError: It cannot be listed.
-        EnvironmentFault: A package is missing.
+        EnvironmentFault: A package is missing, or the server cannot be reached or fails.
     """
     try:
-        filesystem, path = remote.connect(url)
-        with remote.failures():
-            found = _list(filesystem, url, path, wanted)
-            filesystem.invalidate_cache()  # what it keeps of a listing is larger than the listing
-            return found
-    except remote.RemoteMissingError as error:
+        return patiently(url, lambda: _listed(url, wanted))
+    except RemoteMissingError as error:
         message = f"no such file or directory: {public_url(url)!r}"
         raise UsageError(message, hint="check the spelling and the credentials") from error
-    except remote.RemoteError as error:
+    except RemoteOutageError as error:
+        message = f"cannot list {public_url(url)!r}: {error}"
+        raise EnvironmentFault(message, hint="check the address and the network, and run the command again") from error
+    except RemoteError as error:
         message = f"cannot list {public_url(url)!r}: {error}"
         raise InputError(message, hint="check the address, the network and the credentials") from error
 
@@ -50,6 +50,9 @@ def look_up(files: Sequence[RemoteFile]) -> list[RemoteFile]:
     """Ask about the files that no listing has told of, many at once.
 
     What nothing is told of is left to be an error of its own row.
+
+    Raises:
+        EnvironmentFault: A server cannot be reached or fails.
     """
     asked = [number for number, file in enumerate(files) if not file.mark]
     found = list(files)
@@ -64,11 +67,24 @@ def look_up(files: Sequence[RemoteFile]) -> list[RemoteFile]:
 
 def _look_up(file: RemoteFile) -> RemoteFile:
     try:
-        filesystem, path = remote.connect(file.url)
-        with remote.failures():
-            return _described(file.url, filesystem.info(path))
-    except remote.RemoteError:
+        return patiently(file.url, lambda: _told(file.url))
+    except RemoteError as error:
+        refuse_outage(file, error)
         return replace(file, mark="-")
+
+
+def _told(url: str) -> RemoteFile:
+    filesystem, path = remote.connect(url)
+    with failures():
+        return _described(url, filesystem.info(path))
+
+
+def _listed(url: str, wanted: Callable[[str], bool]) -> list[RemoteFile]:
+    filesystem, path = remote.connect(url)
+    with failures():
+        found = _list(filesystem, url, path, wanted)
+        filesystem.invalidate_cache()  # what it keeps of a listing is larger than the listing
+        return found
 
 
 def _described(url: str, info: Mapping[str, Any]) -> RemoteFile:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trt_vit.errors import ImageError, InputError, UsageError
 from trt_vit.images.limits import NO_FURTHER_LIMITS
 from trt_vit.images.source import expand, is_image, is_list, key_of, lines_of, no_image_in
-from trt_vit.sources.files import File, LocalFile, RemoteFile, reason_of
+from trt_vit.sources.files import File, LocalFile, RemoteFile, reason_of, refuse_outage
 from trt_vit.sources.listing import list_url, look_up
 from trt_vit.sources.parquet import Cursor, open_table, parquet_shards
 from trt_vit.sources.shard import BrokenShard, file_shards, remote_shards
@@ -31,9 +31,12 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     An input is one of:
 
     - a file, directory, list or glob, as ``list_images`` takes them; a list may also hold URLs;
-    - ``-``: a list on standard input, separated by NUL bytes if it holds any;
+    - ``-``: a list on standard input, separated by NUL bytes if it holds any: then names may hold anything else;
     - a URL: a file, a list, a directory or a glob. Which protocols there are is up to fsspec;
     - a tar archive (.tar) or Parquet file (.parquet) of images, named, listed or found by a glob that ends so.
+
+    A glob finds neither the output of a run nor what its journal holds, so that a run may be started again whose output
+    lies among its inputs; see ``list_images``.
 
     Shards are in the order of the inputs. What is named twice is taken once, as in ``list_images``.
 
@@ -44,7 +47,7 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     Raises:
         UsageError: An input names nothing.
         InputError: An input holds no image, or cannot be listed or read.
-        EnvironmentFault: A package for a URL is missing.
+        EnvironmentFault: A package for a URL is missing, or its server cannot be reached or fails.
     """
     if inputs.count(STANDARD_INPUT) > 1:
         raise UsageError(f"{STANDARD_INPUT} is named twice", hint="standard input can be read once")
@@ -75,6 +78,8 @@ def open_shards(inputs: Sequence[str], size: int) -> list[Shard]:
 def _expand(name: str) -> Iterable[str | RemoteFile]:
     """Give what one input names, in its order: paths, and files behind URLs."""
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise UsageError("cannot read a list: standard input is closed", hint=f"give one, or leave out {name}")
         data = sys.stdin.buffer.read()
         return map(_listed, lines_of(data, b"\0" if b"\0" in data else b"\n"))
     name = _local(name)
@@ -153,4 +158,5 @@ def _parquet(file: File, cursor: Cursor, size: int) -> Sequence[Shard]:
     except ImageError as error:
         return [BrokenShard(file, str(error))]
     except OSError as error:
+        refuse_outage(file, error)
         return [BrokenShard(file, f"cannot read the file: {reason_of(error)}")]

@@ -1,8 +1,5 @@
 """Files behind URLs, by fsspec: found, told apart from what they were, read and written.
 
-Whoever serves them raises nearly anything, and often with the whole URL in the message. All of it becomes
-``RemoteError`` here, with a reason on one line that holds no secret.
-
 Decode threads read at the same time. fsspec gives each of them a file system of its own where these are not made for
 threads, and one for all where they are: these run on an event loop in a thread of fsspec's.
 """
@@ -13,8 +10,9 @@ import io
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from trt_vit.errors import EnvironmentFault, TrtVitError, UsageError
-from trt_vit.sources.urls import is_web, public_url, refuse_chained, scheme_of, without_secrets
+from trt_vit.errors import EnvironmentFault, UsageError
+from trt_vit.sources.faults import RemoteError, RemoteMissingError, failures, patiently
+from trt_vit.sources.urls import is_web, public_url, refuse_chained, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,15 +43,6 @@ _MARKS = (
 """What file systems call that which changes when a file is written, the most certain first."""
 
 _PIECE = 1 << 20
-_REASON = 200
-
-
-class RemoteError(OSError):
-    """What kept a file from being found, read or written, on one line and without secrets."""
-
-
-class RemoteMissingError(RemoteError):
-    """There is no such file."""
 
 
 def connect(url: str) -> tuple[Any, str]:
@@ -86,36 +75,6 @@ def connect(url: str) -> tuple[Any, str]:
         return filesystem, path
 
 
-@contextmanager
-def failures() -> Iterator[None]:
-    """Turn what a file system raises in the block into ``RemoteError``.
-
-    Raises:
-        RemoteError: The block failed.
-    """
-    try:
-        yield
-    except (TrtVitError, RemoteError):
-        raise
-    except FileNotFoundError as error:
-        raise RemoteMissingError("no such file") from error
-    except Exception as error:  # every protocol has errors of its own, and fsspec passes them on
-        raise RemoteError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return why, on one line."""
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return f"HTTP {status} {getattr(error, 'message', '')}".strip()[:_REASON]
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(without_secrets(text).split())[:_REASON]
-
-
 def stamp_of(info: Mapping[str, Any]) -> str:
     """Return what changes when a file is written, from what its file system tells of it; empty where that is little."""
     size = info.get("size")
@@ -131,6 +90,10 @@ def read_whole(url: str, size: int | None, limit: int) -> bytes:
     """
     if size == 0:
         return b""  # there is no range of bytes to ask for
+    return patiently(url, lambda: _read_whole(url, size, limit))
+
+
+def _read_whole(url: str, size: int | None, limit: int) -> bytes:
     filesystem, path = connect(url)
     with failures():
         if not is_web(url):
@@ -151,6 +114,10 @@ def read_part(url: str, start: int, count: int) -> bytes:
     Raises:
         RemoteError: They cannot be read.
     """
+    return patiently(url, lambda: _read_part(url, start, count))
+
+
+def _read_part(url: str, start: int, count: int) -> bytes:
     filesystem, path = connect(url)
     with failures():
         if not is_web(url):
@@ -168,6 +135,10 @@ def open_reading(url: str) -> IO[bytes]:
     Raises:
         RemoteError: It cannot be opened; reading raises it too.
     """
+    return patiently(url, lambda: _open_reading(url))
+
+
+def _open_reading(url: str) -> IO[bytes]:
     filesystem, path = connect(url)
     with failures():
         stream = filesystem.open(path, "rb")

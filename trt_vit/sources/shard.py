@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from trt_vit.sources.files import LocalFile
+from trt_vit.sources.files import LocalFile, replaces_any
 from trt_vit.sources.item import BrokenItem, FileItem
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class FileShard:
 
     def holds(self, output: Output) -> bool:
         """See ``Shard.holds``."""
-        return any(LocalFile(path).is_output(output) for path in self._own())
+        return replaces_any(output, self._own())
 
     def items(self) -> Iterator[FileItem]:
         """See ``Shard.items``."""

@@ -99,6 +99,7 @@ class _PartItem:
         try:
             data = self.file.read_part(self.start, self.size)
         except OSError as error:
+            refuse_to_guess(self.file, error)
             raise ImageError(f"cannot read the file: {reason_of(error)}") from error
         if len(data) < self.size:
             raise ImageError(f"only {len(data)} of its {self.size} bytes are there")
