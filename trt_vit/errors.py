@@ -64,7 +64,7 @@ class EngineError(TrtVitError):
 
 
 class EnvironmentFault(TrtVitError):  # noqa: N818 - Python has an EnvironmentError of its own
-    """A package, driver or device that is missing or does not work."""
+    """A package, driver, device or server that is missing or does not work."""
 
     exit_code = EXIT_ENVIRONMENT
 
