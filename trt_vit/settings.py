@@ -25,6 +25,7 @@ from trt_vit.images.preprocessing import Decode
 from trt_vit.outputs import RemoteOutput, parse_output
 from trt_vit.parts import Part
 from trt_vit.reading import quoted
+from trt_vit.sources.urls import is_url
 
 if TYPE_CHECKING:
     from trt_vit.outputs import Output
@@ -67,6 +68,13 @@ def _parse_output(value: object) -> Output:
     if not isinstance(value, str):
         raise ValueError("Input is not a path or URL")  # noqa: TRY004 - pydantic wants this one
     return parse_output(value)
+
+
+def _parse_metrics(value: object) -> object:
+    """Refuse a URL, of which a path would make a directory."""
+    if isinstance(value, str) and is_url(value):
+        raise ValueError("metrics go to a file on this machine, not to a URL")
+    return value
 
 
 class Settings(BaseModel):
@@ -195,7 +203,7 @@ class ClassifySettings(Settings):
     shard_size: PositiveInt = 1024
     distributed: Literal["ray"] | None = None
     ray_address: str | None = None
-    metrics: Path | None = None
+    metrics: Annotated[Path | None, BeforeValidator(_parse_metrics)] = None
     formats: Annotated[frozenset[ImageFormat], Field(min_length=1)] = FORMATS
     max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
     max_file_bytes: Annotated[int, Field(gt=0, le=MAX_BYTES)] = MAX_BYTES

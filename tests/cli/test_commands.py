@@ -112,6 +112,7 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--top-k", "0"], 2, "--top-k"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--decode", "best"], 2, "'exact' or 'fast'"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--topk", "2"], 2, "No such option: --topk"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--metrics", "s3://b/x.prom"], 2, "not to a URL"),
         (["classify", "{tmp}/none", "{images}", "-o", "{tmp}/o.csv"], 2, "no bundle at"),
         (["classify", "{changed}", "{images}", "-o", "{tmp}/o.csv"], 5, "is not what the manifest says"),
         (["classify", "{tmp}/empty", "{images}", "-o", "{tmp}/o.csv"], 5, "is not a bundle"),

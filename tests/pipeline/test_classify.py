@@ -366,3 +366,31 @@ def test_an_output_that_is_an_input_is_refused(onnxruntime_bundle: Bundle, own_i
     with pytest.raises(UsageError, match="is one of the inputs"):
         run_small(onnxruntime_bundle, tmp_path / "list.txt", output)
     assert output.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["image00.jpg", "list.txt", "link.prom"])
+def test_metrics_do_not_replace_an_input(onnxruntime_bundle: Bundle, images: Path, tmp_path: Path, name: str) -> None:
+    """An image, the list that names it, or what a link points to."""
+    picture = Path(shutil.copy(images / "kind 0" / "image00.jpg", tmp_path))
+    (tmp_path / "list.txt").write_text(f"{picture}\n")
+    (tmp_path / "link.prom").symlink_to(picture)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UsageError, match=rf"{name} is one of the inputs") as caught:
+        run_small(onnxruntime_bundle, tmp_path / "list.txt", tmp_path / "o.jsonl", metrics=tmp_path / name)
+    assert "--metrics" in caught.value.hint
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_metrics_and_output_are_two_files(onnxruntime_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="is the output too"):
+        run_small(onnxruntime_bundle, images, tmp_path / "o.jsonl", metrics=tmp_path / "link" / "o.jsonl")
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_an_output_that_is_a_link_to_an_input_is_refused(
+    onnxruntime_bundle: Bundle, own_images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "o.jsonl").symlink_to(own_images / "kind 0" / "image00.jpg")
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        run_small(onnxruntime_bundle, own_images, tmp_path / "o.jsonl")

@@ -84,7 +84,7 @@ def classify(
         ),
     ] = None,
     metrics: Annotated[
-        Path | None, typer.Option("--metrics", metavar="FILE", help="Tell monitoring how it goes, as OpenMetrics text.")
+        str | None, typer.Option("--metrics", metavar="FILE", help="Tell monitoring how it goes, as OpenMetrics text.")
     ] = None,
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", metavar="FILE", help="A pipeline recipe (.yaml) with any of these.")

@@ -10,13 +10,13 @@ from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import OutOfDeviceMemory, UsageError
 from trt_vit.images.preprocess import Preprocessor
-from trt_vit.outputs import RemoteOutput, size_of
 from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.feed import Feed, open_shard_sink
 from trt_vit.pipeline.journal import Journal, count_rows, open_journal
 from trt_vit.pipeline.metrics import MetricsFile
+from trt_vit.pipeline.overwriting import refuse_overwriting
 from trt_vit.pipeline.plan import SHARD_SIZE, Plan, count_images
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
@@ -26,14 +26,12 @@ from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
 from trt_vit.sources.open import open_shards
-from trt_vit.sources.urls import is_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from trt_vit.images.preprocessing import Decode
-    from trt_vit.outputs import Output
     from trt_vit.pipeline.progress import OnRows
     from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
@@ -90,7 +88,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     refuse_unknown_format(settings.output)
     options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
     shards = open_shards(settings.inputs, settings.shard_size)
-    _refuse_overwriting(settings.output, shards)
+    refuse_overwriting(settings, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
     plan = Plan.of(shards, bundle, _what_shards_depend_on(settings, k))
     with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
@@ -270,17 +268,6 @@ def _batch_size(bundle: Bundle, asked: int | None) -> int:
         message = f"--batch-size {asked} is outside what {bundle.path} was built for ({profile.min} to {profile.max})"
         raise UsageError(message, hint=f"use {profile.opt}, or build again with --batch MIN,OPT,MAX")
     return asked
-
-
-def _refuse_overwriting(output: Output, shards: Sequence[Shard]) -> None:
-    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix.
-
-    An output behind a URL is asked for first, so that one that cannot be reached is found now and not at the end.
-    """
-    if isinstance(output, RemoteOutput) and is_web(output.url):
-        raise UsageError(f"cannot write {output}: web servers take no files", hint="choose another place with -o")
-    if size_of(output) is not None and any(shard.holds(output) for shard in shards):
-        raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 
 
 def _note_surprises(
