@@ -151,10 +151,11 @@ def _tell(outcome: Outcome, settings: ClassifySettings) -> None:
     counts = f"{outcome.images} images, {outcome.failed} failed"
     if outcome.left:
         note(f"part {settings.shard} is done: {counts}; the other parts have {outcome.left} shards left")
-    elif outcome.images == outcome.resumed:
+    elif outcome.earlier:
         note(f"{settings.output} was written before: {counts}")
     else:
-        rate = f"{outcome.summary.seconds:.1f} s, {outcome.summary.images_per_second:.1f} images/s"
-        note(f"wrote {settings.output}: {counts}, {rate}")
+        summary = outcome.summary
+        rate = f", {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s" if summary.images else ""
+        note(f"wrote {settings.output}: {counts}{rate}")
     if outcome.images and outcome.failed == outcome.images:
         note(f"warning: no image could be classified; the reasons are in {settings.output}")

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from trt_vit.outputs import naming, open_whole
 from trt_vit.pipeline.journal import Commit, Journal, check_shard
-from trt_vit.pipeline.sinks import ParquetSink
+from trt_vit.pipeline.sinks import ParquetSink, write_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,10 @@ def assemble(journal: Journal) -> None:
         with naming(journal.output):
             _remove_left(journal.output)
     with open_whole(journal.output) as stream, naming(journal.output):
-        join(_checked(journal), stream)
+        if journal.commits:
+            join(_checked(journal), stream)
+        else:  # inputs that hold no image make no shard
+            write_empty(stream, journal.output, journal.plan.settings["top_k"])
 
 
 def _remove_left(output: Path) -> None:

@@ -57,6 +57,7 @@ class Outcome:
         failed: How many of them are errors.
         resumed: How many of them an earlier run had written.
         left: Shards that other parts of the run have still to do; 0 when the output is there.
+        earlier: Whether the output was there before.
     """
 
     summary: Summary
@@ -64,6 +65,7 @@ class Outcome:
     failed: int
     resumed: int
     left: int
+    earlier: bool = False
 
 
 def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callable[[str], None]) -> Outcome:
@@ -95,7 +97,7 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
         summary = Summary(0, 0, 0.0, {})
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
-            return Outcome(summary, images, failed, resumed=images, left=0)
+            return Outcome(summary, images, failed, resumed=images, left=0, earlier=True)
         resumed, _ = count_rows(journal.done)
         if resumed:
             note(f"resuming: {resumed} images are done already")
