@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from trt_vit.outputs import naming, open_whole
-from trt_vit.pipeline.journal import Commit, Journal, check_shard
+from trt_vit.pipeline.journal import Journal, check_shard
 from trt_vit.pipeline.sinks import ParquetSink, write_empty
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def _remove_left(output: Path) -> None:
 def _checked(journal: Journal) -> Iterator[Path]:
     """Give the files of all shards in their order, each when it has been compared with what was written."""
     for shard in sorted(journal.commits):
-        commit: Commit = journal.commits[shard]
-        check_shard(journal, commit)
+        check_shard(journal, journal.commits[shard])
         yield journal.file_of(shard)
 
 

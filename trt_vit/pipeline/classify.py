@@ -13,8 +13,9 @@ from trt_vit.images.preprocess import Preprocessor
 from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
+from trt_vit.pipeline.commits import count_rows
 from trt_vit.pipeline.feed import Feed, open_shard_sink
-from trt_vit.pipeline.journal import Journal, count_rows, open_journal
+from trt_vit.pipeline.journal import Journal, open_journal
 from trt_vit.pipeline.metrics import MetricsFile
 from trt_vit.pipeline.overwriting import refuse_overwriting
 from trt_vit.pipeline.plan import SHARD_SIZE, Plan, count_images
