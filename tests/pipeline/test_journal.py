@@ -412,6 +412,15 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_done(tmp_path: 
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("length", [238, 245, 255, 300])
+def test_a_name_that_is_too_long_is_found_before_anything_is_done(tmp_path: Path, length: int) -> None:
+    output = tmp_path / ("a" * (length - 6) + ".jsonl")
+    with pytest.raises(OutputError, match=r"cannot write .*aa\.jsonl: File name too long"):
+        open_and_close(output, 1)
+    assert list(tmp_path.iterdir()) == []
+    finish(tmp_path / ("a" * 231 + ".jsonl"), 1)
+
+
 def test_a_journal_that_is_a_file_is_named(tmp_path: Path) -> None:
     directory_of(tmp_path / "o.jsonl").write_text("")
     with (

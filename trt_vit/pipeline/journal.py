@@ -21,12 +21,11 @@ import os
 import stat
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.caches import cache_directory
+from trt_vit.caches import cache_directory, require_private
 from trt_vit.errors import ArtifactError, OutputError, UsageError
-from trt_vit.outputs import RemoteOutput, naming, open_whole, size_of
+from trt_vit.outputs import RemoteOutput, naming, open_whole, refuse_long_name, size_of
 from trt_vit.pipeline.commits import LIMIT, NOT_A_ROW, Commit, append_commit, count_rows, read_commits, sha256_of
 from trt_vit.pipeline.locks import hold, planning
 from trt_vit.pipeline.plan import Plan
@@ -34,6 +33,7 @@ from trt_vit.reading import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from trt_vit.outputs import Output
     from trt_vit.parts import Part
@@ -253,14 +253,7 @@ def open_journal(
         OutputError: Another run is at work on it, or it cannot be written.
         UsageError: One part of several cannot start all of them again.
     """
-    directory = directory_of(output)
-    if isinstance(output, Path) and output.exists() and not output.is_file():
-        # Found here, not when everything is done.
-        raise OutputError(f"cannot write {output}: it is not a file", hint="choose another file with -o")
-    if directory.is_symlink():
-        raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
-    with naming(output):
-        directory.mkdir(parents=True, exist_ok=True)
+    directory = _make_directory(output)
     with hold(directory, part, output):
         if not resume and part.count > 1:
             hint = f"remove {directory} before the first part"
@@ -277,16 +270,20 @@ def directory_of(output: Output) -> Path:
     return output.with_name(f".{output.name}.journal")
 
 
-def check_shard(journal: Journal, commit: Commit) -> None:
-    """Compare a shard's file with what was written.
-
-    Raises:
-        ArtifactError: It is something else; it is removed, so that it is done again.
-    """
-    file = journal.file_of(commit.shard)
-    if sha256_of(file) != commit.sha256:
-        journal.forget(commit.shard)
-        raise ArtifactError(f"{file} is not what was written (its sha256 differs)", hint="run the command again")
+def _make_directory(output: Output) -> Path:
+    """Make an output's journal, where the output can be written too: that is found here, not when all is done."""
+    directory = directory_of(output)
+    if isinstance(output, RemoteOutput):
+        require_private(directory)
+        return directory
+    with naming(output):
+        if output.exists() and not output.is_file():
+            raise OutputError(f"cannot write {output}: it is not a file", hint="choose another file with -o")
+        if directory.is_symlink():
+            raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
+        refuse_long_name(output)
+        directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def _unreadable(file: Path, error: Exception) -> ArtifactError:
