@@ -394,3 +394,35 @@ def test_an_output_that_is_a_link_to_an_input_is_refused(
     (tmp_path / "o.jsonl").symlink_to(own_images / "kind 0" / "image00.jpg")
     with pytest.raises(UsageError, match="is one of the inputs"):
         run_small(onnxruntime_bundle, own_images, tmp_path / "o.jsonl")
+
+
+def metrics_of(file: Path) -> dict[str, float]:
+    """Return the values that have no label."""
+    lines = [line.split(" ") for line in file.read_text().splitlines() if line[0] != "#" and "{" not in line]
+    return {name.removeprefix("trt_vit_"): float(value) for name, value, *_ in lines}
+
+
+def test_metrics_tell_of_every_run_and_of_its_end(
+    onnxruntime_bundle: Bundle, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that was ended before it made the output, one that only makes it, and one that finds it there."""
+    file, output = tmp_path / "run.prom", tmp_path / "o.jsonl"
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "assemble", killed)
+        run_small(onnxruntime_bundle, images, output, metrics=file)
+    found = metrics_of(file)
+    assert (found["images_planned"], found["images_resumed_total"], found["ended"]) == (11, 0, 0)
+    assert 'trt_vit_images_total{status="ok"} 11' in file.read_text()
+    for _ in range(2):
+        file.unlink()
+        run_small(onnxruntime_bundle, images, output, metrics=file)
+        found = metrics_of(file)
+        assert (found["images_planned"], found["images_resumed_total"], found["ended"]) == (0, 11, 1)
+    run_small(onnxruntime_bundle, images, tmp_path / "p.jsonl", metrics=file, shard=Part(1, 2))
+    found = metrics_of(file)
+    assert (found["images_resumed_total"], found["ended"]) == (0, 1)
+    assert 0 < found["images_planned"] < 11

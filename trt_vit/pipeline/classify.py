@@ -16,7 +16,7 @@ from trt_vit.pipeline.classifier import Classifier
 from trt_vit.pipeline.commits import count_rows
 from trt_vit.pipeline.feed import Feed, open_shard_sink
 from trt_vit.pipeline.journal import Journal, open_journal
-from trt_vit.pipeline.metrics import MetricsFile
+from trt_vit.pipeline.metrics import open_metrics
 from trt_vit.pipeline.overwriting import refuse_overwriting
 from trt_vit.pipeline.plan import SHARD_SIZE, Plan, count_images
 from trt_vit.pipeline.progress import report_progress
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trt_vit.images.preprocessing import Decode
+    from trt_vit.pipeline.metrics import MetricsFile
     from trt_vit.pipeline.progress import OnRows
     from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
@@ -94,7 +95,11 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     refuse_overwriting(settings, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
     plan = Plan.of(shards, bundle, _what_shards_depend_on(settings, k))
-    with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
+    part = settings.shard or Part()
+    with (
+        open_journal(settings.output, plan, part, note, resume=settings.resume) as journal,
+        open_metrics(bundle, settings, journal) as metrics,
+    ):
         summary = Summary(0, 0, 0.0, {})
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
@@ -104,7 +109,6 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
             note(f"resuming: {resumed} images are done already")
         if journal.pending:
             total = count_images(shards[number] for number in journal.pending)
-            metrics = _open_metrics(bundle, settings, total, journal)
             run = _load(bundle, settings, shards, journal, options, note=note)
             summary = _run(run, total, metrics)
         finished = journal.finish(assemble)
@@ -124,17 +128,6 @@ def _what_shards_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]
         "max_file_bytes": settings.max_file_bytes,
         SHARD_SIZE: settings.shard_size,
     }
-
-
-def _open_metrics(
-    bundle: Bundle, settings: ClassifySettings, planned: int | None, journal: Journal
-) -> MetricsFile | None:
-    if settings.metrics is None:
-        return None
-    manifest = bundle.manifest
-    facts = {"bundle": str(bundle.path), "runtime": manifest.runtime, "precision": manifest.precision}
-    facts |= {"output": str(settings.output), "part": str(journal.part)}
-    return MetricsFile(settings.metrics, facts, planned, count_rows(journal.done)[0])
 
 
 def _load(
@@ -186,7 +179,7 @@ def _run(run: Run, total: int | None, metrics: MetricsFile | None) -> Summary:
 
         summary = run(on_rows=on_rows)
     if metrics is not None:
-        metrics.finish(summary)
+        metrics.ran(summary)
     return summary
 
 
