@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PlainValidator,
-    PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
@@ -59,6 +58,11 @@ def _parse_part(value: object) -> object:
     if found is None:
         raise ValueError("a part is I/N with I from 1 to N")
     return Part(int(found[1]), int(found[2]))
+
+
+def _parse_formats(value: object) -> object:
+    """Read formats from ``jpeg,png``, or from a list."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 def _parse_output(value: object) -> Output:
@@ -178,11 +182,11 @@ class ClassifySettings(Settings):
         ray_address: Address of the Ray cluster; the variable RAY_ADDRESS where not given, and without either one is
             started on this machine. There, ``decode_threads`` are of each task that decodes, one where not given.
         metrics: File that tells how the run is doing, as OpenMetrics text; none where not given.
-        formats: Formats of images that are decoded: jpeg, png, webp, bmp, tiff, gif.
+        formats: Formats of images that are decoded: jpeg, png, webp, bmp, tiff, gif. A list, or with commas between.
         max_pixels: Largest number of pixels of an image.
         max_file_bytes: Largest file.
         decode_workers: Processes that decode, so that a crash of a decoder costs one row; 0 decodes in threads.
-        decode_seconds: How long decoding an image may take; it needs such processes.
+        decode_seconds: How long decoding an image may take, at most a day; it needs such processes.
         decode_memory_mib: Memory that decoding an image may take in such a process.
     """
 
@@ -204,12 +208,12 @@ class ClassifySettings(Settings):
     distributed: Literal["ray"] | None = None
     ray_address: str | None = None
     metrics: Annotated[Path | None, BeforeValidator(_parse_metrics)] = None
-    formats: Annotated[frozenset[ImageFormat], Field(min_length=1)] = FORMATS
+    formats: Annotated[frozenset[ImageFormat], Field(min_length=1), BeforeValidator(_parse_formats)] = FORMATS
     max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
     max_file_bytes: Annotated[int, Field(gt=0, le=MAX_BYTES)] = MAX_BYTES
     decode_workers: NonNegativeInt = 0
-    decode_seconds: PositiveFloat | None = None
-    decode_memory_mib: PositiveInt = 2048
+    decode_seconds: Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)] | None = None
+    decode_memory_mib: Annotated[int, Field(gt=0, le=2**24)] = 2048
 
     @field_validator("decode_seconds", mode="after")
     @classmethod

@@ -43,6 +43,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "Usage: trt-vit" in capsys.readouterr().out
 
 
+def test_what_a_list_holds_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["classify", "--help"])
+    assert "the path or URL of a file on each line" in " ".join(capsys.readouterr().out.split())
+
+
 def test_classify_json(
     openvino_bundle: Bundle, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +198,14 @@ def test_a_linked_output_keeps_its_link(openvino_bundle: Bundle, images: Path, t
     assert run(["classify", str(openvino_bundle.path), str(images), "-o", str(link)]) == 0
     assert link.is_symlink()
     assert len((tmp_path / "real.csv").read_text(encoding="utf-8").splitlines()) == 12
+
+
+def test_names_that_are_no_text(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(openvino_bundle.path, tmp_path / "\udcff.bundle")
+    output, metrics = tmp_path / "\udcff.jsonl", tmp_path / "run.prom"
+    assert run(["classify", str(bundle), str(images), "-o", str(output), "--metrics", str(metrics)]) == 0
+    assert output.exists()
+    assert 'output="' + str(tmp_path) + "/\\\\xff.jsonl" in metrics.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +21,8 @@ def classify(
         list[str] | None,
         typer.Argument(
             metavar="INPUT",
-            help="Images, directories, .tar or .parquet files of images, lists (.txt, one of these a line; - for "
-            "standard input), quoted globs, or URLs of any of them.",
+            help="Images, directories, .tar or .parquet files of images, quoted globs, URLs of any of these, or lists "
+            "(.txt; - for standard input) with the path or URL of a file on each line.",
             show_default=False,
         ),
     ] = None,
@@ -118,6 +120,7 @@ def classify(
         "ray_address": ray_address,
         "metrics": metrics,
     }
+    _have_standard_error()
     settings = resolve(ClassifySettings, flags, recipe=pipeline, config=config)
     outcome = classify_inputs(bundle, settings, note)
     if json:
@@ -126,6 +129,12 @@ def classify(
     if settings.max_failures is not None and outcome.failed > settings.max_failures:
         note(f"error: {outcome.failed} images failed, more than --max-failures {settings.max_failures}")
         raise typer.Exit(EXIT_FELL_SHORT)
+
+
+def _have_standard_error() -> None:
+    """Let notes go nowhere where standard error was closed; ``print`` would take standard output for it."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
 
 
 def _document(outcome: Outcome, output: Output) -> dict[str, Any]:
