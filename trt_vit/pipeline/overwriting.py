@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_vit.errors import UsageError
-from trt_vit.outputs import RemoteOutput, size_of
+from trt_vit.outputs import RemoteOutput, parse_output, size_of
 from trt_vit.sources.files import LocalFile
-from trt_vit.sources.urls import is_url, is_web
+from trt_vit.sources.urls import is_web
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def refuse_overwriting(settings: ClassifySettings, shards: Sequence[Shard]) -> N
 def _is_input(output: Output, inputs: Sequence[str], shards: Sequence[Shard]) -> bool:
     """Tell whether a file is an image, holds some, or is a list of them; of a link, what it points to is replaced."""
     places = {output, _place(output)} if isinstance(output, Path) else {output}
-    named = [LocalFile(name) for name in inputs if not is_url(name)]
+    named = [LocalFile(str(name)) for name in map(parse_output, inputs) if isinstance(name, Path)]
     return any(file.is_output(place) for file in named for place in places) or any(
         shard.holds(place) for shard in shards for place in places
     )
