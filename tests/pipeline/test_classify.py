@@ -378,6 +378,11 @@ def test_metrics_do_not_replace_an_input(onnxruntime_bundle: Bundle, images: Pat
     with pytest.raises(UsageError, match=rf"{name} is one of the inputs") as caught:
         run_small(onnxruntime_bundle, tmp_path / "list.txt", tmp_path / "o.jsonl", metrics=tmp_path / name)
     assert "--metrics" in caught.value.hint
+    by_url = ClassifySettings(
+        inputs=[f"file://{tmp_path}/list.txt"], output=tmp_path / "o.jsonl", metrics=tmp_path / name
+    )
+    with pytest.raises(UsageError, match=rf"{name} is one of the inputs"):
+        classify_inputs(onnxruntime_bundle.path, by_url, print)
     assert (tmp_path / name).read_bytes() == before
 
 
