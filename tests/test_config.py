@@ -156,6 +156,31 @@ def test_a_variable_of_another_command_is_fine() -> None:
     assert resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_PRECISION": "bf16"}).top_k == 5
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DECODE_SECONDS", "inf"),
+        ("DECODE_SECONDS", "nan"),
+        ("DECODE_SECONDS", "1e300"),
+        ("DECODE_SECONDS", "86401"),
+        ("DECODE_MEMORY_MIB", "99999999999999999"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(key: str, value: str) -> None:
+    variables = {"TRT_VIT_DECODE_WORKERS": "1", f"TRT_VIT_{key}": value}
+    with pytest.raises(UsageError, match=f"environment: TRT_VIT_{key}: Input should be"):
+        resolve(ClassifySettings, FLAGS, environment=variables)
+
+
+def test_formats_are_a_list_or_have_commas_between(tmp_path: Path) -> None:
+    config = write(tmp_path / "c.yaml", "classify: {formats: [png, gif]}\n")
+    assert resolve(ClassifySettings, FLAGS, config=config, environment={}).formats == {"png", "gif"}
+    variables = {"TRT_VIT_FORMATS": "jpeg, png"}
+    assert resolve(ClassifySettings, FLAGS, config=config, environment=variables).formats == {"jpeg", "png"}
+    with pytest.raises(UsageError, match=r"TRT_VIT_FORMATS: Input should be 'jpeg', .* got 'jpg'"):
+        resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_FORMATS": "png,jpg"})
+
+
 def test_a_mistake_in_a_variable_names_the_variable() -> None:
     with pytest.raises(UsageError, match="environment: TRT_VIT_LANES: Input should be a valid integer"):
         resolve(ClassifySettings, FLAGS, environment={"TRT_VIT_LANES": "many"})

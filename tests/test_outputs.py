@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trt_vit.errors import OutputError
+from trt_vit.errors import EnvironmentFault, OutputError
 from trt_vit.outputs import Output, RemoteOutput, open_whole, parse_output, size_of
-from trt_vit.pipeline.journal import directory_of
+from trt_vit.parts import Part
+from trt_vit.pipeline.journal import directory_of, open_journal
+from trt_vit.pipeline.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +151,55 @@ def test_the_journal_of_a_url_lies_in_the_cache(tmp_path: Path, monkeypatch: pyt
     assert found == directory_of(RemoteOutput("s3://bucket/rows.csv"))
     assert found != directory_of(RemoteOutput("s3://bucket//rows.csv"))
     assert directory_of(tmp_path / "rows.csv") == tmp_path / ".rows.csv.journal"
+
+
+REMOTE = RemoteOutput("memory://a/x.jsonl")
+
+
+def hold_remote() -> None:
+    with open_journal(REMOTE, Plan([], "b", {"top_k": 1}), Part(), print, resume=True):
+        pass
+
+
+@pytest.mark.parametrize("how", ["link", "others"])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_journal_is_not_kept_where_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, level: int
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hold_remote()
+    journal = directory_of(REMOTE)
+    place = (journal.parent.parent, journal.parent, journal)[level]
+    if how == "link":
+        place.rename(tmp_path / "elsewhere")
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.chmod(0o777)
+    with pytest.raises(OutputError) as caught:
+        hold_remote()
+    assert caught.value.message.startswith(f"cannot keep a journal in the cache {place}: it is a link")
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    hold_remote()
+
+
+def test_a_journal_that_no_cache_can_hold_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    place = tmp_path / "file" / "trt-vit" / "runs"
+    with pytest.raises(OutputError, match=f"cannot keep a journal in the cache {place}: ") as caught:
+        hold_remote()
+    assert "XDG_CACHE_HOME" in caught.value.hint
+
+
+def test_there_is_no_cache_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(EnvironmentFault, match="no home directory"):
+        hold_remote()
 
 
 def test_what_ended_it_is_told_even_if_letting_go_fails(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:

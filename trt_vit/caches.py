@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from trt_vit.errors import EnvironmentFault, OutputError
 from trt_vit.reading import read_file
 
 if TYPE_CHECKING:
@@ -106,8 +107,35 @@ def digest_of(model: Path) -> str:
 
 
 def cache_directory() -> Path:
-    """Return ``$XDG_CACHE_HOME/trt-vit``, or ``~/.cache/trt-vit``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "trt-vit")
+    """Return ``$XDG_CACHE_HOME/trt-vit``, or ``~/.cache/trt-vit``.
+
+    Raises:
+        EnvironmentFault: There is neither.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "trt-vit")
+    except RuntimeError as error:  # a user whom the system does not know, and no HOME
+        message = "there is no home directory for a cache"
+        raise EnvironmentFault(message, hint="set XDG_CACHE_HOME or HOME") from error
+
+
+def require_private(directory: Path) -> None:
+    """Make a directory two levels below the cache directory that there is no doing without, for its owner alone.
+
+    Raises:
+        OutputError: It cannot be made, or others could write to it or to those above it.
+    """
+    hint = "set XDG_CACHE_HOME to a directory that only you can write to"
+    try:
+        _make_missing(directory)
+        unsafe = [path for path in (directory.parent.parent, directory.parent, directory) if not only_ours(path)]
+    except OSError as error:
+        raise OutputError(
+            f"cannot keep a journal in the cache {directory.parent}: {error.strerror}", hint=hint
+        ) from error
+    if unsafe:
+        message = f"cannot keep a journal in the cache {unsafe[0]}: it is a link, another's, or others can write to it"
+        raise OutputError(message, hint=f"make it a directory that only you can write to, or {hint}")
 
 
 def make_private(directory: Path) -> None:
@@ -116,11 +144,15 @@ def make_private(directory: Path) -> None:
     Raises:
         OSError: It cannot be made, or is one that others can write to.
     """
+    _make_missing(directory)
+    if not trusted(directory):
+        raise PermissionError(errno.EPERM, "others can write to it", str(directory))
+
+
+def _make_missing(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
-    if not trusted(directory):
-        raise PermissionError(errno.EPERM, "others can write to it", str(directory))
 
 
 def trusted(directory: Path) -> bool:

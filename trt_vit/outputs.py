@@ -44,6 +44,10 @@ class RemoteOutput:
 
 Output: TypeAlias = Path | RemoteOutput
 
+_PARTIAL = ".partial"
+_RANDOM = 8
+"""Characters that tempfile puts into a name."""
+
 
 def parse_output(text: str) -> Output:
     """Return what a path or URL names. A ``Path`` would make one slash of a URL's two."""
@@ -108,6 +112,17 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_long_name(output: Path) -> None:
+    """Refuse an output whose name leaves no room for that of the temporary file beside it.
+
+    Raises:
+        OSError: It does not.
+    """
+    place = Path(os.path.realpath(output))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        place.with_name(f".{place.name}.{'x' * _RANDOM}{_PARTIAL}").lstat()
+
+
 @contextmanager
 def naming(output: Output) -> Iterator[None]:
     """Say of a failure to write in a ``with`` block which output it was."""
@@ -124,7 +139,7 @@ def _open_partial(output: Path) -> tuple[Path, IO[bytes]]:
         raise OutputError(f"cannot write {output}: it is not a file", hint="name another")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=_PARTIAL, dir=output.parent)
     except (OSError, ValueError) as error:
         raise _unwritable(output, error) from error
     umask = os.umask(0)

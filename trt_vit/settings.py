@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PlainValidator,
-    PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
@@ -25,6 +24,7 @@ from trt_vit.images.preprocessing import Decode
 from trt_vit.outputs import RemoteOutput, parse_output
 from trt_vit.parts import Part
 from trt_vit.reading import quoted
+from trt_vit.sources.urls import is_url
 
 if TYPE_CHECKING:
     from trt_vit.outputs import Output
@@ -60,6 +60,11 @@ def _parse_part(value: object) -> object:
     return Part(int(found[1]), int(found[2]))
 
 
+def _parse_formats(value: object) -> object:
+    """Read formats from ``jpeg,png``, or from a list."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 def _parse_output(value: object) -> Output:
     """Read where results go: a path or a URL."""
     if isinstance(value, (Path, RemoteOutput)):
@@ -67,6 +72,13 @@ def _parse_output(value: object) -> Output:
     if not isinstance(value, str):
         raise ValueError("Input is not a path or URL")  # noqa: TRY004 - pydantic wants this one
     return parse_output(value)
+
+
+def _parse_metrics(value: object) -> object:
+    """Refuse a URL, of which a path would make a directory."""
+    if isinstance(value, str) and is_url(value):
+        raise ValueError("metrics go to a file on this machine, not to a URL")
+    return value
 
 
 class Settings(BaseModel):
@@ -170,11 +182,11 @@ class ClassifySettings(Settings):
         ray_address: Address of the Ray cluster; the variable RAY_ADDRESS where not given, and without either one is
             started on this machine. There, ``decode_threads`` are of each task that decodes, one where not given.
         metrics: File that tells how the run is doing, as OpenMetrics text; none where not given.
-        formats: Formats of images that are decoded: jpeg, png, webp, bmp, tiff, gif.
+        formats: Formats of images that are decoded: jpeg, png, webp, bmp, tiff, gif. A list, or with commas between.
         max_pixels: Largest number of pixels of an image.
         max_file_bytes: Largest file.
         decode_workers: Processes that decode, so that a crash of a decoder costs one row; 0 decodes in threads.
-        decode_seconds: How long decoding an image may take; it needs such processes.
+        decode_seconds: How long decoding an image may take, at most a day; it needs such processes.
         decode_memory_mib: Memory that decoding an image may take in such a process.
     """
 
@@ -195,13 +207,13 @@ class ClassifySettings(Settings):
     shard_size: PositiveInt = 1024
     distributed: Literal["ray"] | None = None
     ray_address: str | None = None
-    metrics: Path | None = None
-    formats: Annotated[frozenset[ImageFormat], Field(min_length=1)] = FORMATS
+    metrics: Annotated[Path | None, BeforeValidator(_parse_metrics)] = None
+    formats: Annotated[frozenset[ImageFormat], Field(min_length=1), BeforeValidator(_parse_formats)] = FORMATS
     max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
     max_file_bytes: Annotated[int, Field(gt=0, le=MAX_BYTES)] = MAX_BYTES
     decode_workers: NonNegativeInt = 0
-    decode_seconds: PositiveFloat | None = None
-    decode_memory_mib: PositiveInt = 2048
+    decode_seconds: Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)] | None = None
+    decode_memory_mib: Annotated[int, Field(gt=0, le=2**24)] = 2048
 
     @field_validator("decode_seconds", mode="after")
     @classmethod

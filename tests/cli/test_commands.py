@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -40,6 +41,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([command, "--help"]) == 0
     assert "Usage: trt-vit" in capsys.readouterr().out
+
+
+def test_what_a_list_holds_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["classify", "--help"])
+    assert "the path or URL of a file on each line" in " ".join(capsys.readouterr().out.split())
 
 
 def test_classify_json(
@@ -112,6 +118,7 @@ def test_no_image_that_can_be_read(openvino_bundle: Bundle, tmp_path: Path, caps
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--top-k", "0"], 2, "--top-k"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--decode", "best"], 2, "'exact' or 'fast'"),
         (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--topk", "2"], 2, "No such option: --topk"),
+        (["classify", "{bundle}", "{images}", "-o", "{tmp}/o.csv", "--metrics", "s3://b/x.prom"], 2, "not to a URL"),
         (["classify", "{tmp}/none", "{images}", "-o", "{tmp}/o.csv"], 2, "no bundle at"),
         (["classify", "{changed}", "{images}", "-o", "{tmp}/o.csv"], 5, "is not what the manifest says"),
         (["classify", "{tmp}/empty", "{images}", "-o", "{tmp}/o.csv"], 5, "is not a bundle"),
@@ -191,6 +198,60 @@ def test_a_linked_output_keeps_its_link(openvino_bundle: Bundle, images: Path, t
     assert run(["classify", str(openvino_bundle.path), str(images), "-o", str(link)]) == 0
     assert link.is_symlink()
     assert len((tmp_path / "real.csv").read_text(encoding="utf-8").splitlines()) == 12
+
+
+def test_names_that_are_no_text(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(openvino_bundle.path, tmp_path / "\udcff.bundle")
+    output, metrics = tmp_path / "\udcff.jsonl", tmp_path / "run.prom"
+    assert run(["classify", str(bundle), str(images), "-o", str(output), "--metrics", str(metrics)]) == 0
+    assert output.exists()
+    assert 'output="' + str(tmp_path) + "/\\\\xff.jsonl" in metrics.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_inputs_without_images_make_an_empty_output_of_its_format(
+    openvino_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    none, output = tmp_path / "none.parquet", tmp_path / f"o.{suffix}"
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), none)
+    arguments = ["classify", str(openvino_bundle.path), str(none), "-o", str(output), "--top-k", "1"]
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == f"wrote {output}: 0 images, 0 failed\n"
+    columns = ["path", "status", "error", "top1_index", "top1_label", "top1_probability"]
+    if suffix == "parquet":
+        assert pq.read_table(output).column_names == columns
+    else:
+        assert output.read_text(encoding="utf-8") == (",".join(columns) + "\n" if suffix == "csv" else "")
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == f"{output} was written before: 0 images, 0 failed\n"
+    assert run(["classify", str(openvino_bundle.path), str(none), "-o", str(none)]) == 2
+
+
+def test_a_run_that_only_makes_the_output_says_that_it_wrote_it(
+    openvino_bundle: Bundle,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All shards were done when the last one ended, which had no room for the output."""
+    output = tmp_path / "o.jsonl"
+    arguments = ["classify", str(openvino_bundle.path), str(images), "-o", str(output)]
+
+    def no_room(_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trt_vit.pipeline.classify.assemble", no_room)
+        assert run(arguments) == 1
+    capsys.readouterr()
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == f"resuming: 11 images are done already\nwrote {output}: 11 images, 0 failed\n"
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == f"{output} was written before: 11 images, 0 failed\n"
 
 
 def test_an_engine_recipe_can_be_exported(checkpoint: Path, tmp_path: Path) -> None:

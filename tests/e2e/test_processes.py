@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import signal
@@ -56,6 +57,18 @@ def test_a_terminal_gets_a_progress_bar(openvino_bundle: Bundle, images: Path, t
     assert "11/11" in text
     assert "images/s" in text
     assert "0 failed" in text
+
+
+def test_without_standard_error_a_run_is_silent(openvino_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    """Also where it is closed: what a person would be told does not end among the results."""
+    command = [sys.executable, "-m", "trt_vit", "classify", str(openvino_bundle.path), str(images), "--json"]
+    command += ["--decode-workers", "1", "-o", str(tmp_path / "o.csv")]
+    for resumed in (0, 11):
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+        )
+        document = json.loads(done.stdout)
+        assert (document["images"], document["failed"], document["resumed"]) == (11, 0, resumed)
 
 
 def wait_for_the_run(output: Path) -> None:

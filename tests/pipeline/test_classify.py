@@ -366,3 +366,68 @@ def test_an_output_that_is_an_input_is_refused(onnxruntime_bundle: Bundle, own_i
     with pytest.raises(UsageError, match="is one of the inputs"):
         run_small(onnxruntime_bundle, tmp_path / "list.txt", output)
     assert output.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["image00.jpg", "list.txt", "link.prom"])
+def test_metrics_do_not_replace_an_input(onnxruntime_bundle: Bundle, images: Path, tmp_path: Path, name: str) -> None:
+    """An image, the list that names it, or what a link points to."""
+    picture = Path(shutil.copy(images / "kind 0" / "image00.jpg", tmp_path))
+    (tmp_path / "list.txt").write_text(f"{picture}\n")
+    (tmp_path / "link.prom").symlink_to(picture)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UsageError, match=rf"{name} is one of the inputs") as caught:
+        run_small(onnxruntime_bundle, tmp_path / "list.txt", tmp_path / "o.jsonl", metrics=tmp_path / name)
+    assert "--metrics" in caught.value.hint
+    by_url = ClassifySettings(
+        inputs=[f"file://{tmp_path}/list.txt"], output=tmp_path / "o.jsonl", metrics=tmp_path / name
+    )
+    with pytest.raises(UsageError, match=rf"{name} is one of the inputs"):
+        classify_inputs(onnxruntime_bundle.path, by_url, print)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_metrics_and_output_are_two_files(onnxruntime_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="is the output too"):
+        run_small(onnxruntime_bundle, images, tmp_path / "o.jsonl", metrics=tmp_path / "link" / "o.jsonl")
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_an_output_that_is_a_link_to_an_input_is_refused(
+    onnxruntime_bundle: Bundle, own_images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "o.jsonl").symlink_to(own_images / "kind 0" / "image00.jpg")
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        run_small(onnxruntime_bundle, own_images, tmp_path / "o.jsonl")
+
+
+def metrics_of(file: Path) -> dict[str, float]:
+    """Return the values that have no label."""
+    lines = [line.split(" ") for line in file.read_text().splitlines() if line[0] != "#" and "{" not in line]
+    return {name.removeprefix("trt_vit_"): float(value) for name, value, *_ in lines}
+
+
+def test_metrics_tell_of_every_run_and_of_its_end(
+    onnxruntime_bundle: Bundle, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that was ended before it made the output, one that only makes it, and one that finds it there."""
+    file, output = tmp_path / "run.prom", tmp_path / "o.jsonl"
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "assemble", killed)
+        run_small(onnxruntime_bundle, images, output, metrics=file)
+    found = metrics_of(file)
+    assert (found["images_planned"], found["images_resumed_total"], found["ended"]) == (11, 0, 0)
+    assert 'trt_vit_images_total{status="ok"} 11' in file.read_text()
+    for _ in range(2):
+        file.unlink()
+        run_small(onnxruntime_bundle, images, output, metrics=file)
+        found = metrics_of(file)
+        assert (found["images_planned"], found["images_resumed_total"], found["ended"]) == (0, 11, 1)
+    run_small(onnxruntime_bundle, images, tmp_path / "p.jsonl", metrics=file, shard=Part(1, 2))
+    found = metrics_of(file)
+    assert (found["images_resumed_total"], found["ended"]) == (0, 1)
+    assert 0 < found["images_planned"] < 11

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 ALL = Part()
 
 
-def plan(shards: int, **settings: Any) -> Plan:
-    return Plan([PlannedShard(1, f"digest {number}", f"shard {number}") for number in range(shards)], "b", settings)
+def plan(shards: int, **others: Any) -> Plan:
+    planned = [PlannedShard(1, f"digest {number}", f"shard {number}") for number in range(shards)]
+    return Plan(planned, "b", {"top_k": 5, **others})
 
 
 def rows(shard: int) -> str:
@@ -411,6 +412,15 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_done(tmp_path: 
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("length", [238, 245, 255, 300])
+def test_a_name_that_is_too_long_is_found_before_anything_is_done(tmp_path: Path, length: int) -> None:
+    output = tmp_path / ("a" * (length - 6) + ".jsonl")
+    with pytest.raises(OutputError, match=r"cannot write .*aa\.jsonl: File name too long"):
+        open_and_close(output, 1)
+    assert list(tmp_path.iterdir()) == []
+    finish(tmp_path / ("a" * 231 + ".jsonl"), 1)
+
+
 def test_a_journal_that_is_a_file_is_named(tmp_path: Path) -> None:
     directory_of(tmp_path / "o.jsonl").write_text("")
     with (
@@ -420,11 +430,48 @@ def test_a_journal_that_is_a_file_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_directory_in_the_journal_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mine", "plan.json", "_SUCCESS", "commits-1-of-1.jsonl", "00000001.jsonl"])
+def test_a_directory_in_the_journal_is_named(tmp_path: Path, name: str) -> None:
     output = tmp_path / "o.jsonl"
-    (directory_of(output) / "mine").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"cannot write .*o\.jsonl: "), opened(output, plan(1)):
+    with opened(output, plan(2)) as journal:
+        do(journal, 0)
+    (directory_of(output) / name).unlink(missing_ok=True)
+    (directory_of(output) / name).mkdir()
+    for resume in (True, False):
+        with pytest.raises(OutputError, match=rf"{name} is a directory") as caught:
+            open_and_close(output, 2, resume=resume)
+        assert caught.value.hint == "remove that directory"
+
+
+def open_and_close(output: Path, shards: int, *, resume: bool = True) -> None:
+    with opened(output, plan(shards), resume=resume):
         pass
+
+
+@pytest.mark.parametrize("name", ["plan.json", "commits-1-of-1.jsonl", "commits-2-of-3.jsonl"])
+def test_a_pipe_in_the_journal_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    output = tmp_path / "o.jsonl"
+    with opened(output, plan(2)) as journal:
+        do(journal, 0)
+    (directory_of(output) / name).unlink(missing_ok=True)
+    os.mkfifo(directory_of(output) / name)
+    with pytest.raises(ArtifactError, match=rf"cannot read .*{name}: is no regular file") as caught:
+        open_and_close(output, 2)
+    assert "--no-resume" in caught.value.hint
+    open_and_close(output, 2, resume=False)
+    finish(output, 2)
+    assert output.read_text() == rows(0) + rows(1)
+
+
+def test_a_pipe_in_place_of_a_success_or_a_shard_is_none(tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    with opened(output, plan(2)) as journal:
+        do(journal, 0, "")
+    journal.file_of(0).unlink()
+    os.mkfifo(journal.file_of(0))
+    os.mkfifo(directory_of(output) / "_SUCCESS")
+    with opened(output, plan(2)) as journal:
+        assert (journal.finished, journal.pending) == (None, [0, 1])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions mean nothing to root")

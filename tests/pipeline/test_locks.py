@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from trt_vit.errors import OutputError
 from trt_vit.parts import Part
 from trt_vit.pipeline import locks
 from trt_vit.pipeline.locks import hold, planning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ALL = Part()
 OUTPUT = Path("o.jsonl")
@@ -156,3 +160,15 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
     with hold(tmp_path, Part(1, 2), OUTPUT), pytest.raises(OutputError), hold(tmp_path, Part(1, 3), OUTPUT):
         pass
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+
+
+@pytest.mark.parametrize("name", ["run.lock", "plan.lock", "part-1-of-2.lock"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_named(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    make(tmp_path / name)
+    with (
+        pytest.raises(OutputError, match=rf"cannot lock .*{name}: it is not a file") as caught,
+        hold(tmp_path, Part(1, 2), OUTPUT),
+    ):
+        pass
+    assert caught.value.hint == "remove it"

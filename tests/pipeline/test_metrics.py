@@ -38,13 +38,20 @@ def test_a_run(tmp_path: Path) -> None:
     metrics.add([GOOD, BAD, GOOD])
     metrics.add([GOOD])
     assert samples(file)["trt_vit_images_total", ("ok",)] == 0  # not due yet
-    metrics.finish(Summary(4, 1, 2.0, {"decode": 1.5, "infer": 0.5}))
+    metrics.ran(Summary(4, 1, 2.0, {"decode": 1.5, "infer": 0.5}))
+    assert samples(file)["trt_vit_ended", ()] == 0  # the output is not there yet
+    metrics.finish()
     found = samples(file)
     assert (found["trt_vit_images_total", ("ok",)], found["trt_vit_images_total", ("error",)]) == (3, 1)
     assert found["trt_vit_stage_seconds_total", ("decode",)] == 1.5
     assert found["trt_vit_ended", ()] == 1
     assert found["trt_vit_updated_seconds", ()] >= found["trt_vit_started_seconds", ()] > 1e9
     assert [path.name for path in tmp_path.iterdir()] == ["run.prom"]
+
+
+def test_a_name_that_is_no_text_is_spelled_out(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "run.prom", {"bundle": "a\udcff"}, 10, 3)
+    assert samples(tmp_path / "run.prom")["trt_vit_run_info", ("a\\xff",)] == 1
 
 
 def test_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +76,9 @@ def test_a_disk_that_fills_up_is_for_the_results_to_find(tmp_path: Path, monkeyp
     (tmp_path / "a").rmdir()
     (tmp_path / "a").touch()
     metrics.add([GOOD])
+    metrics.ran(Summary(1, 0, 1.0, {}))
     with pytest.raises(OutputError):
-        metrics.finish(Summary(1, 0, 1.0, {}))
+        metrics.finish()
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
-from trt_vit.pipeline.progress import LineReporter
+from trt_vit.pipeline.progress import LineReporter, report_progress
 from trt_vit.pipeline.rows import Row
+
+if TYPE_CHECKING:
+    import pytest
 
 OK, FAILED = Row("a", None, ()), Row("b", "empty file", ())
 
@@ -19,3 +23,9 @@ def test_a_line_every_ten_seconds() -> None:
     report([OK] * 10)
     report([FAILED] * 20)
     assert stream.getvalue().splitlines()[1:] == ["50/100 images, 2.0 images/s, 25 s left, 21 failed"]
+
+
+def test_nobody_is_told_where_standard_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with report_progress(1) as on_rows:
+        on_rows([OK])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -83,9 +85,17 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> NoReturn:
     """Run the command that the process was started with."""
     interrupts.install()
+    _open_what_is_closed()
     try:
         code = interrupts.exit_code(run(sys.argv[1:]))
     except Terminated:
         print("error: terminated (run the command again to go on)", file=sys.stderr)
         code = EXIT_TERMINATED
     sys.exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """Let what is printed go nowhere where that was closed; ``print`` takes standard output for the other."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - it stays open

@@ -19,8 +19,8 @@ def classify(
         list[str] | None,
         typer.Argument(
             metavar="INPUT",
-            help="Images, directories, .tar or .parquet files of images, lists (.txt, one of these a line; - for "
-            "standard input), quoted globs, or URLs of any of them.",
+            help="Images, directories, .tar or .parquet files of images, quoted globs, URLs of any of these, or lists "
+            "(.txt; - for standard input) with the path or URL of a file on each line.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def classify(
         ),
     ] = None,
     metrics: Annotated[
-        Path | None, typer.Option("--metrics", metavar="FILE", help="Tell monitoring how it goes, as OpenMetrics text.")
+        str | None, typer.Option("--metrics", metavar="FILE", help="Tell monitoring how it goes, as OpenMetrics text.")
     ] = None,
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", metavar="FILE", help="A pipeline recipe (.yaml) with any of these.")
@@ -151,10 +151,11 @@ def _tell(outcome: Outcome, settings: ClassifySettings) -> None:
     counts = f"{outcome.images} images, {outcome.failed} failed"
     if outcome.left:
         note(f"part {settings.shard} is done: {counts}; the other parts have {outcome.left} shards left")
-    elif outcome.images == outcome.resumed:
+    elif outcome.earlier:
         note(f"{settings.output} was written before: {counts}")
     else:
-        rate = f"{outcome.summary.seconds:.1f} s, {outcome.summary.images_per_second:.1f} images/s"
-        note(f"wrote {settings.output}: {counts}, {rate}")
+        summary = outcome.summary
+        rate = f", {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s" if summary.images else ""
+        note(f"wrote {settings.output}: {counts}{rate}")
     if outcome.images and outcome.failed == outcome.images:
         note(f"warning: no image could be classified; the reasons are in {settings.output}")

@@ -8,12 +8,16 @@ import shutil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from trt_vit.errors import ArtifactError
 from trt_vit.outputs import naming, open_whole
-from trt_vit.pipeline.journal import Commit, Journal, check_shard
-from trt_vit.pipeline.sinks import ParquetSink
+from trt_vit.pipeline.commits import sha256_of
+from trt_vit.pipeline.sinks import ParquetSink, write_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from trt_vit.pipeline.commits import Commit
+    from trt_vit.pipeline.journal import Journal
 
 
 def assemble(journal: Journal) -> None:
@@ -28,7 +32,10 @@ def assemble(journal: Journal) -> None:
         with naming(journal.output):
             _remove_left(journal.output)
     with open_whole(journal.output) as stream, naming(journal.output):
-        join(_checked(journal), stream)
+        if journal.commits:
+            join(_checked(journal), stream)
+        else:  # inputs that hold no image make no shard
+            write_empty(stream, journal.output, journal.plan.settings["top_k"])
 
 
 def _remove_left(output: Path) -> None:
@@ -41,9 +48,16 @@ def _remove_left(output: Path) -> None:
 def _checked(journal: Journal) -> Iterator[Path]:
     """Give the files of all shards in their order, each when it has been compared with what was written."""
     for shard in sorted(journal.commits):
-        commit: Commit = journal.commits[shard]
-        check_shard(journal, commit)
+        _check(journal, journal.commits[shard])
         yield journal.file_of(shard)
+
+
+def _check(journal: Journal, commit: Commit) -> None:
+    """Compare a shard's file with what was written; if it is something else, it is removed and so done again."""
+    file = journal.file_of(commit.shard)
+    if sha256_of(file) != commit.sha256:
+        journal.forget(commit.shard)
+        raise ArtifactError(f"{file} is not what was written (its sha256 differs)", hint="run the command again")
 
 
 def _join_lines(files: Iterator[Path], stream: IO[bytes]) -> None:

@@ -10,13 +10,14 @@ from trt_vit.cuda import driver
 from trt_vit.engine.bundle import Bundle
 from trt_vit.errors import OutOfDeviceMemory, UsageError
 from trt_vit.images.preprocess import Preprocessor
-from trt_vit.outputs import RemoteOutput, size_of
 from trt_vit.parts import Part
 from trt_vit.pipeline.assemble import assemble
 from trt_vit.pipeline.classifier import Classifier
+from trt_vit.pipeline.commits import count_rows
 from trt_vit.pipeline.feed import Feed, open_shard_sink
-from trt_vit.pipeline.journal import Journal, count_rows, open_journal
-from trt_vit.pipeline.metrics import MetricsFile
+from trt_vit.pipeline.journal import Journal, open_journal
+from trt_vit.pipeline.metrics import open_metrics
+from trt_vit.pipeline.overwriting import refuse_overwriting
 from trt_vit.pipeline.plan import SHARD_SIZE, Plan, count_images
 from trt_vit.pipeline.progress import report_progress
 from trt_vit.pipeline.run import Summary, classify
@@ -26,14 +27,13 @@ from trt_vit.runtime.cpu import usable_cores
 from trt_vit.runtime.protocol import RuntimeOptions
 from trt_vit.runtime.registry import open_runtime
 from trt_vit.sources.open import open_shards
-from trt_vit.sources.urls import is_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from trt_vit.images.preprocessing import Decode
-    from trt_vit.outputs import Output
+    from trt_vit.pipeline.metrics import MetricsFile
     from trt_vit.pipeline.progress import OnRows
     from trt_vit.pipeline.rows import Row
     from trt_vit.runtime.protocol import Runtime
@@ -59,6 +59,7 @@ class Outcome:
         failed: How many of them are errors.
         resumed: How many of them an earlier run had written.
         left: Shards that other parts of the run have still to do; 0 when the output is there.
+        earlier: Whether the output was there before.
     """
 
     summary: Summary
@@ -66,6 +67,7 @@ class Outcome:
     failed: int
     resumed: int
     left: int
+    earlier: bool = False
 
 
 def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callable[[str], None]) -> Outcome:
@@ -90,20 +92,23 @@ def classify_inputs(bundle_path: Path, settings: ClassifySettings, note: Callabl
     refuse_unknown_format(settings.output)
     options = RuntimeOptions(batch_size=_batch_size(bundle, settings.batch_size), lanes=settings.lanes)
     shards = open_shards(settings.inputs, settings.shard_size)
-    _refuse_overwriting(settings.output, shards)
+    refuse_overwriting(settings, shards)
     k = min(settings.top_k, bundle.manifest.model.classes)
     plan = Plan.of(shards, bundle, _what_shards_depend_on(settings, k))
-    with open_journal(settings.output, plan, settings.shard or Part(), note, resume=settings.resume) as journal:
+    part = settings.shard or Part()
+    with (
+        open_journal(settings.output, plan, part, note, resume=settings.resume) as journal,
+        open_metrics(bundle, settings, journal) as metrics,
+    ):
         summary = Summary(0, 0, 0.0, {})
         if journal.finished is not None:
             images, failed = journal.finished.images, journal.finished.failed
-            return Outcome(summary, images, failed, resumed=images, left=0)
+            return Outcome(summary, images, failed, resumed=images, left=0, earlier=True)
         resumed, _ = count_rows(journal.done)
         if resumed:
             note(f"resuming: {resumed} images are done already")
         if journal.pending:
             total = count_images(shards[number] for number in journal.pending)
-            metrics = _open_metrics(bundle, settings, total, journal)
             run = _load(bundle, settings, shards, journal, options, note=note)
             summary = _run(run, total, metrics)
         finished = journal.finish(assemble)
@@ -123,17 +128,6 @@ def _what_shards_depend_on(settings: ClassifySettings, k: int) -> dict[str, Any]
         "max_file_bytes": settings.max_file_bytes,
         SHARD_SIZE: settings.shard_size,
     }
-
-
-def _open_metrics(
-    bundle: Bundle, settings: ClassifySettings, planned: int | None, journal: Journal
-) -> MetricsFile | None:
-    if settings.metrics is None:
-        return None
-    manifest = bundle.manifest
-    facts = {"bundle": str(bundle.path), "runtime": manifest.runtime, "precision": manifest.precision}
-    facts |= {"output": str(settings.output), "part": str(journal.part)}
-    return MetricsFile(settings.metrics, facts, planned, count_rows(journal.done)[0])
 
 
 def _load(
@@ -185,7 +179,7 @@ def _run(run: Run, total: int | None, metrics: MetricsFile | None) -> Summary:
 
         summary = run(on_rows=on_rows)
     if metrics is not None:
-        metrics.finish(summary)
+        metrics.ran(summary)
     return summary
 
 
@@ -270,17 +264,6 @@ def _batch_size(bundle: Bundle, asked: int | None) -> int:
         message = f"--batch-size {asked} is outside what {bundle.path} was built for ({profile.min} to {profile.max})"
         raise UsageError(message, hint=f"use {profile.opt}, or build again with --batch MIN,OPT,MAX")
     return asked
-
-
-def _refuse_overwriting(output: Output, shards: Sequence[Shard]) -> None:
-    """Refuse an output that is one of the inputs: named or listed ones are taken whatever their suffix.
-
-    An output behind a URL is asked for first, so that one that cannot be reached is found now and not at the end.
-    """
-    if isinstance(output, RemoteOutput) and is_web(output.url):
-        raise UsageError(f"cannot write {output}: web servers take no files", hint="choose another place with -o")
-    if size_of(output) is not None and any(shard.holds(output) for shard in shards):
-        raise UsageError(f"{output} is one of the inputs", hint="choose another file with -o")
 
 
 def _note_surprises(

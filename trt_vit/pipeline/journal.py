@@ -18,19 +18,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_vit.caches import cache_directory
+from trt_vit.caches import cache_directory, require_private
 from trt_vit.errors import ArtifactError, OutputError, UsageError
-from trt_vit.outputs import RemoteOutput, naming, open_whole, size_of
+from trt_vit.outputs import RemoteOutput, naming, open_whole, refuse_long_name, size_of
+from trt_vit.pipeline.commits import LIMIT, NOT_A_ROW, Commit, append_commit, count_rows, read_commits, sha256_of
 from trt_vit.pipeline.locks import hold, planning
 from trt_vit.pipeline.plan import Plan
+from trt_vit.reading import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from trt_vit.outputs import Output
     from trt_vit.parts import Part
@@ -39,27 +42,6 @@ _PLAN = "plan.json"
 _SUCCESS = "_SUCCESS"
 _PARTIAL = ".*.partial"
 _COMMITS = "commits-{}-of-{}.jsonl"
-_NOT_A_ROW = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
-"""What comes of reading JSON that this module has not written."""
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A shard that is done.
-
-    Attributes:
-        shard: Its number, from 0.
-        images: Rows it has.
-        failed: How many of them are errors.
-        bytes: Size of its file.
-        sha256: Digest of its file.
-    """
-
-    shard: int
-    images: int
-    failed: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -123,14 +105,8 @@ class Journal:
         """
         file = self.file_of(shard)
         with naming(self.output):
-            commit = Commit(shard, images, failed, file.stat().st_size, _sha256(file))
-            commits = self._directory / _COMMITS.format(self.part.number, self.part.count)
-            with commits.open("ab") as stream:
-                # A line that a killed process has left half-written is ended, and then is none.
-                torn = stream.tell() > 0 and _last_byte(commits) != b"\n"
-                stream.write(b"\n" * torn + json.dumps(asdict(commit)).encode() + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            commit = Commit(shard, images, failed, file.stat().st_size, sha256_of(file))
+            append_commit(self._directory / _COMMITS.format(self.part.number, self.part.count), commit)
         self.commits[shard] = commit
 
     def finish(self, assemble: Callable[[Journal], None]) -> Finished | None:
@@ -172,6 +148,7 @@ class Journal:
             OutputError: The journal cannot be written.
         """
         with planning(self._directory), naming(self.output):
+            _refuse_directories(self._directory, self.output)
             earlier = self._earlier_plan() if resume else None
             if earlier is not None and (differences := self.plan.differences(earlier)):
                 if not (self._directory / _SUCCESS).exists():
@@ -197,42 +174,45 @@ class Journal:
     def _earlier_plan(self) -> Plan | None:
         """Return the plan that is there, or None."""
         try:
-            return Plan.parse(json.loads((self._directory / _PLAN).read_bytes()))
+            return Plan.parse(json.loads(read_file(self._directory / _PLAN, LIMIT)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            message = f"cannot read {self._directory / _PLAN}: {error}"
-            raise ArtifactError(message, hint="start again with --no-resume, or name another file with -o") from error
+            raise _unreadable(self._directory / _PLAN, error) from error
 
     def _read(self) -> None:
         """Find which shards are done, and whether the output is there."""
         self.finished = self._read_success()
         self.commits = {}
         for file in self._directory.glob(_COMMITS.format("*", "*")):
-            for commit in map(_parse_commit, file.read_bytes().splitlines()):
-                if commit is not None and self._is_there(commit):
-                    self._take(commit)
+            try:
+                commits = read_commits(file)
+            except OSError as error:
+                raise _unreadable(file, error) from error
+            for commit in filter(self._is_there, commits):
+                self._take(commit)
 
     def _take(self, commit: Commit) -> None:
         """Take a line; of two that differ, as after a shard was done again, the one that its file is like."""
         other = self.commits.get(commit.shard, commit)
-        if other == commit or _sha256(self.file_of(commit.shard)) == commit.sha256:
+        if other == commit or sha256_of(self.file_of(commit.shard)) == commit.sha256:
             self.commits[commit.shard] = commit
 
     def _read_success(self) -> Finished | None:
         try:
-            row = json.loads((self._directory / _SUCCESS).read_bytes())
+            row = json.loads(read_file(self._directory / _SUCCESS, LIMIT))
             found = Finished(int(row["images"]), int(row["failed"]), int(row["bytes"]))
             return found if size_of(self.output) == found.bytes else None
-        except (OSError, *_NOT_A_ROW):
+        except (OSError, *NOT_A_ROW):
             return None
 
     def _is_there(self, commit: Commit) -> bool:
         try:
-            size = self.file_of(commit.shard).stat().st_size
+            status = self.file_of(commit.shard).stat()
         except OSError:
             return False
-        return size == commit.bytes and 0 <= commit.shard < len(self.plan.shards)
+        there = stat.S_ISREG(status.st_mode) and status.st_size == commit.bytes
+        return there and 0 <= commit.shard < len(self.plan.shards)
 
     def _clear(self) -> None:
         """Remove everything but the locks, which are held; first the plan, without which the rest means nothing."""
@@ -273,14 +253,7 @@ def open_journal(
         OutputError: Another run is at work on it, or it cannot be written.
         UsageError: One part of several cannot start all of them again.
     """
-    directory = directory_of(output)
-    if isinstance(output, Path) and output.exists() and not output.is_file():
-        # Found here, not when everything is done.
-        raise OutputError(f"cannot write {output}: it is not a file", hint="choose another file with -o")
-    if directory.is_symlink():
-        raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
-    with naming(output):
-        directory.mkdir(parents=True, exist_ok=True)
+    directory = _make_directory(output)
     with hold(directory, part, output):
         if not resume and part.count > 1:
             hint = f"remove {directory} before the first part"
@@ -290,12 +263,6 @@ def open_journal(
         yield journal
 
 
-def count_rows(commits: Iterable[Commit]) -> tuple[int, int]:
-    """Return how many rows some shards have, and how many of these are errors."""
-    counts = [(commit.images, commit.failed) for commit in commits]
-    return sum(images for images, _ in counts), sum(failed for _, failed in counts)
-
-
 def directory_of(output: Output) -> Path:
     """Return where an output's journal lies."""
     if isinstance(output, RemoteOutput):
@@ -303,33 +270,31 @@ def directory_of(output: Output) -> Path:
     return output.with_name(f".{output.name}.journal")
 
 
-def check_shard(journal: Journal, commit: Commit) -> None:
-    """Compare a shard's file with what was written.
-
-    Raises:
-        ArtifactError: It is something else; it is removed, so that it is done again.
-    """
-    file = journal.file_of(commit.shard)
-    if _sha256(file) != commit.sha256:
-        journal.forget(commit.shard)
-        raise ArtifactError(f"{file} is not what was written (its sha256 differs)", hint="run the command again")
-
-
-def _parse_commit(line: bytes) -> Commit | None:
-    """Return what a line says, or None where it was not written to its end."""
-    try:
-        row = json.loads(line)
-        return Commit(int(row["shard"]), int(row["images"]), int(row["failed"]), int(row["bytes"]), str(row["sha256"]))
-    except _NOT_A_ROW:
-        return None
+def _make_directory(output: Output) -> Path:
+    """Make an output's journal, where the output can be written too: that is found here, not when all is done."""
+    directory = directory_of(output)
+    if isinstance(output, RemoteOutput):
+        require_private(directory)
+        return directory
+    with naming(output):
+        if output.exists() and not output.is_file():
+            raise OutputError(f"cannot write {output}: it is not a file", hint="choose another file with -o")
+        if directory.is_symlink():
+            raise OutputError(f"cannot write {output}: {directory} is a symbolic link", hint="remove it")
+        refuse_long_name(output)
+        directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _unreadable(file: Path, error: Exception) -> ArtifactError:
+    reason = getattr(error, "strerror", None) or str(error)
+    hint = "start again with --no-resume, or name another file with -o"
+    return ArtifactError(f"cannot read {file}: {reason}", hint=hint)
 
 
-def _last_byte(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read()
+def _refuse_directories(directory: Path, output: Output) -> None:
+    """Refuse directories in a journal: no run makes any, and none removes one."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                raise OutputError(f"cannot write {output}: {entry.path} is a directory", hint="remove that directory")

@@ -76,6 +76,8 @@ def _lock(file: Path, *, shared: bool, wait: bool) -> Iterator[bool]:
     The file is an object, not a descriptor: one that an interrupt makes nobody's is closed, and so is not locked.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe may block, and a directory stays in the way
+            raise OutputError(f"cannot lock {file}: it is not a file", hint="remove it")
         stream = file.open("a+b")
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror}", hint="choose another place with -o") from error

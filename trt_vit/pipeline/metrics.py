@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from trt_vit.errors import EnvironmentFault, OutputError
-from trt_vit.outputs import open_whole
+from trt_vit.outputs import open_whole, printable
+from trt_vit.pipeline.commits import count_rows
+from trt_vit.pipeline.plan import count_images
 from trt_vit.pipeline.rows import count_failed
 
 if TYPE_CHECKING:
@@ -17,11 +19,41 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from trt_vit.engine.bundle import Bundle
+    from trt_vit.pipeline.journal import Journal
     from trt_vit.pipeline.rows import Row
     from trt_vit.pipeline.run import Summary
+    from trt_vit.settings import ClassifySettings
 
 INTERVAL = 15.0
 """Seconds between two versions of the file: how often Prometheus asks, as a rule."""
+
+
+@contextmanager
+def open_metrics(bundle: Bundle, settings: ClassifySettings, journal: Journal) -> Iterator[MetricsFile | None]:
+    """Keep the file of a run, if it is to have one. A block that ends without an error has done what it had to do.
+
+    Args:
+        bundle: What the run is with.
+        settings: Its settings.
+        journal: Its journal, which has been opened.
+
+    Raises:
+        EnvironmentFault: prometheus-client is missing.
+        OutputError: The file cannot be written.
+    """
+    if settings.metrics is None:
+        yield None
+        return
+    manifest = bundle.manifest
+    facts = {"bundle": str(bundle.path), "runtime": manifest.runtime, "precision": manifest.precision}
+    facts |= {"output": str(settings.output), "part": str(journal.part)}
+    left = journal.pending if journal.finished is None else []
+    planned = count_images(journal.plan.shards[number] for number in left)
+    resumed = count_rows(journal.done)[0] if journal.finished is None else journal.finished.images
+    metrics = MetricsFile(settings.metrics, facts, planned, resumed)
+    yield metrics
+    metrics.finish()
 
 
 class MetricsFile:
@@ -40,7 +72,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, facts: Mapping[str, str], planned: int | None, resumed: int) -> None:
         self._path = path
-        self._facts = facts
+        self._facts = {name: printable(value) for name, value in facts.items()}
         self._planned = planned
         self._resumed = resumed
         self._rows = Counter[str]()
@@ -60,13 +92,19 @@ class MetricsFile:
             with suppress(OutputError):
                 self._write()
 
-    def finish(self, summary: Summary) -> None:
-        """Write the last version, with the seconds that each stage was busy.
+    def ran(self, summary: Summary) -> None:
+        """Write the file with all rows and the seconds that each stage was busy; the output is still to be made."""
+        self._stages = summary.stages
+        with suppress(OutputError):
+            self._write()
+
+    def finish(self) -> None:
+        """Write the last version: the output is there, or what this process had to do of it is done.
 
         Raises:
             OutputError: The file cannot be written.
         """
-        self._stages, self._ended = summary.stages, True
+        self._ended = True
         self._write()
 
     def collect(self) -> Iterator[Metric]:
@@ -77,7 +115,7 @@ class MetricsFile:
             InfoMetricFamily,
         )
 
-        yield InfoMetricFamily("trt_vit_run", "What is being run.", value=dict(self._facts))
+        yield InfoMetricFamily("trt_vit_run", "What is being run.", value=self._facts)
         images = CounterMetricFamily("trt_vit_images", "Images that have a row.", labels=["status"])
         for status in ("ok", "error"):
             images.add_metric([status], self._rows[status])
@@ -93,7 +131,9 @@ class MetricsFile:
         yield stages
         yield GaugeMetricFamily("trt_vit_started_seconds", "When the run began, Unix time.", value=self._started)
         yield GaugeMetricFamily("trt_vit_updated_seconds", "When this was written, Unix time.", value=time.time())
-        yield GaugeMetricFamily("trt_vit_ended", "1 when the run has ended by itself.", value=float(self._ended))
+        yield GaugeMetricFamily(
+            "trt_vit_ended", "1 when the output or this part of it is done.", value=float(self._ended)
+        )
 
     def _write(self) -> None:
         self._written = time.monotonic()

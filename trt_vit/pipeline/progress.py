@@ -27,7 +27,9 @@ def report_progress(total: int | None) -> Iterator[OnRows]:
     Args:
         total: Rows that will come, or None where that is not known.
     """
-    if sys.stderr.isatty():
+    if sys.stderr is None:  # it was closed before the process started
+        yield lambda _rows: None
+    elif sys.stderr.isatty():
         with _bar(total) as on_rows:
             yield on_rows
     else:

@@ -63,6 +63,21 @@ def open_sink(output: Path, k: int) -> Iterator[Sink]:
             sink.discard()
 
 
+def write_empty(stream: IO[bytes], output: Output, k: int) -> None:
+    """Write what an output without rows holds: nothing, names of columns, or a schema.
+
+    Args:
+        stream: Where it goes.
+        output: The output, whose suffix names its format.
+        k: Predictions that a row would have.
+    """
+    sink = _sink_class(output)(stream, k)
+    try:
+        sink.close()
+    finally:
+        sink.discard()
+
+
 class _NamingSink:
     """Passes rows on, and says of a failure which output it was."""
 

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from trt_vit.errors import EnvironmentFault, ImageError
 from trt_vit.images.decode import check_file_size, open_regular
+from trt_vit.images.source import SUFFIXES
 from trt_vit.sources import remote
 from trt_vit.sources.faults import RemoteError, RemoteMissingError, RemoteOutageError
 from trt_vit.sources.urls import public_url
@@ -165,12 +166,17 @@ class RemoteFile:
 
 
 def replaces_any(output: Output, paths: Iterable[str]) -> bool:
-    """Tell whether an output that is there is one of these files, whatever it is called: it may be a link.
+    """Tell whether an output that is there is one of these files, whatever it is called: either may be a link.
 
-    A million paths are asked about, so the output is only once, and each of them takes one call.
+    A million paths are asked about, and each call costs. So where the output is a file of its own, with one name that
+    is none of an image's, only paths that end like it are looked at.
     """
-    place = _identity(str(output)) if isinstance(output, Path) else None
-    return place is not None and any(_identity(path) == place for path in paths)
+    if not isinstance(output, Path) or (place := _identity(str(output))) is None:
+        return False
+    suffix = output.suffix
+    if suffix and suffix.lower() not in SUFFIXES and not output.is_symlink() and output.stat().st_nlink == 1:
+        paths = (path for path in paths if path.endswith(suffix))
+    return any(_identity(path) == place for path in paths)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
