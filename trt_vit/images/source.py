@@ -19,8 +19,8 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp",
 """What an image in a directory or behind a glob is recognised by, in any case; decoding looks only at the content."""
 
 _JOURNAL = ".journal"
-_PLAN = "plan.json"
-"""A run keeps its rows in ``.NAME.journal`` beside the output NAME, with its plan."""
+JOURNAL_PLAN = "plan.json"
+"""The file by which a run's journal is known; trt_vit/pipeline/journal.py writes it."""
 
 _HINT = f"directories and globs are searched for {' '.join(sorted(SUFFIXES))}"
 
@@ -96,7 +96,7 @@ def expand(name: str, wanted: Callable[[str], bool]) -> Iterable[str]:
 def _is_of_a_run(path: str, pattern: str) -> bool:
     """Whether what a glob has found is the output of a run, or lies in a journal that the glob does not name."""
     above, _, name = path.rpartition(os.sep)
-    if not is_image(name) and _is_journal(os.path.join(above, f".{name}{_JOURNAL}")):  # no output is called like one
+    if not is_image(name) and _is_journal(os.path.join(above, journal_of(name))):  # no output is called like one
         return True
     if _JOURNAL + os.sep not in path:
         return False
@@ -105,9 +105,14 @@ def _is_of_a_run(path: str, pattern: str) -> bool:
     return any(_is_journal(directory) for directory in below)
 
 
+def journal_of(name: str) -> str:
+    """The name of the directory beside an output of this name in which a run keeps its rows."""
+    return f".{name}{_JOURNAL}"
+
+
 def _is_journal(path: str) -> bool:
     name = path.rpartition(os.sep)[2]
-    return name.startswith(".") and name.endswith(_JOURNAL) and os.path.isfile(os.path.join(path, _PLAN))
+    return name.startswith(".") and name.endswith(_JOURNAL) and os.path.isfile(os.path.join(path, JOURNAL_PLAN))
 
 
 def is_list(name: str) -> bool:

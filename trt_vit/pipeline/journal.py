@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_vit.caches import cache_directory, require_private
 from trt_vit.errors import ArtifactError, OutputError, UsageError
+from trt_vit.images.source import JOURNAL_PLAN, journal_of
 from trt_vit.outputs import RemoteOutput, naming, open_whole, refuse_long_name, size_of
 from trt_vit.pipeline.commits import LIMIT, NOT_A_ROW, Commit, append_commit, count_rows, read_commits, sha256_of
 from trt_vit.pipeline.locks import hold, planning
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from trt_vit.outputs import Output
     from trt_vit.parts import Part
 
-_PLAN = "plan.json"
 _SUCCESS = "_SUCCESS"
 _PARTIAL = ".*.partial"
 _COMMITS = "commits-{}-of-{}.jsonl"
@@ -159,7 +159,7 @@ class Journal:
                 earlier = None
             if earlier is None:
                 self._clear()
-                self._write(_PLAN, self.plan.document())
+                self._write(JOURNAL_PLAN, self.plan.document())
                 return
             if self.part.count == 1:  # then nobody else is writing: this is what a killed process has left
                 self._remove(_PARTIAL)
@@ -174,11 +174,11 @@ class Journal:
     def _earlier_plan(self) -> Plan | None:
         """Return the plan that is there, or None."""
         try:
-            return Plan.parse(json.loads(read_file(self._directory / _PLAN, LIMIT)))
+            return Plan.parse(json.loads(read_file(self._directory / JOURNAL_PLAN, LIMIT)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise _unreadable(self._directory / _PLAN, error) from error
+            raise _unreadable(self._directory / JOURNAL_PLAN, error) from error
 
     def _read(self) -> None:
         """Find which shards are done, and whether the output is there."""
@@ -216,7 +216,7 @@ class Journal:
 
     def _clear(self) -> None:
         """Remove everything but the locks, which are held; first the plan, without which the rest means nothing."""
-        (self._directory / _PLAN).unlink(missing_ok=True)
+        (self._directory / JOURNAL_PLAN).unlink(missing_ok=True)
         for file in self._directory.iterdir():
             if file.suffix != ".lock":
                 file.unlink()
@@ -267,7 +267,7 @@ def directory_of(output: Output) -> Path:
     """Return where an output's journal lies."""
     if isinstance(output, RemoteOutput):
         return cache_directory() / "runs" / hashlib.sha256(output.name.encode()).hexdigest()
-    return output.with_name(f".{output.name}.journal")
+    return output.with_name(journal_of(output.name))
 
 
 def _make_directory(output: Output) -> Path:
